@@ -1,0 +1,1 @@
+"""Dynamic video inference in JAX."""
