@@ -1,0 +1,282 @@
+"""Change masks: through a layer's geometry, between resolutions, to cells and to worklists.
+
+DynCNN, section 3.2 (position layer). A mask is `bool[..., H, W]`: True where a value has to be
+computed again. Windows are boxes, so every operation here goes by rows and then by columns, as ORs
+of shifted slices: XLA compiles those to a few vector instructions, where `lax.reduce_window` is a
+scalar loop on CPU.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+_BLOCK = 128
+
+
+class Worklist(NamedTuple):
+    """The active cells of all streams in row-major order, at the static length of all cells.
+
+    Attributes:
+      stream: `int32[N]`, the stream of each active cell, `N = B * h * w`.
+      row: `int32[N]`, its row in the grid of cells.
+      column: `int32[N]`, its column in the grid of cells.
+      count: `int32[]`, how many cells are active. Entries past it repeat the last active cell
+        (zeros where none is), so that the last chunk of a loop may read past `count` and compute
+        the same cell twice.
+    """
+
+    stream: jax.Array
+    row: jax.Array
+    column: jax.Array
+    count: jax.Array
+
+
+def stencil(
+    mask: jax.Array,
+    *,
+    window: Sequence[int],
+    strides: Sequence[int] = (1, 1),
+    padding: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
+    dilation: Sequence[int] = (1, 1),
+    input_dilation: Sequence[int] = (1, 1),
+) -> jax.Array:
+    """Marks every output of a convolution or pooling that reads a marked input.
+
+    `m_out(o) = OR_j m_in(o * s - p + j * d)`, out-of-frame = False (DynCNN, section 3.2: the
+    impacted pixels). The arguments mean what they mean to `lax.conv_general_dilated`, and the
+    result has the size of its output.
+
+    Args:
+      mask: `bool[..., H, W]`, any leading axes.
+      window: (rows, columns) of the kernel.
+      strides: (rows, columns).
+      padding: ((top, bottom), (left, right)); negative values crop.
+      dilation: (rows, columns) between the kernel's taps.
+      input_dilation: (rows, columns) between the input's positions: the stride of a transposed
+        convolution.
+
+    Returns:
+      `bool[..., H', W']`.
+
+    Raises:
+      ValueError: the mask is not boolean or has fewer than two axes.
+
+    Exact when every tap of the kernel may be non-zero: no output outside the result can change.
+
+    >>> mask = jnp.zeros((1, 5, 6), bool).at[0, 2, 3].set(True)
+    >>> stencil(mask, window=(3, 3), padding=((1, 1), (1, 1))).astype(int)
+    Array([[[0, 0, 0, 0, 0, 0],
+            [0, 0, 1, 1, 1, 0],
+            [0, 0, 1, 1, 1, 0],
+            [0, 0, 1, 1, 1, 0],
+            [0, 0, 0, 0, 0, 0]]], dtype=int32)
+    """
+    _check(mask, "stencil", 2)
+    # Rows first: a stride over rows leaves less to do for the columns, whose slices are unaligned.
+    for axis, index in ((mask.ndim - 2, 0), (mask.ndim - 1, 1)):
+        mask = _stencil_axis(
+            mask,
+            axis,
+            window[index],
+            strides[index],
+            padding[index],
+            dilation[index],
+            input_dilation[index],
+        )
+    return mask
+
+
+def _stencil_axis(
+    mask: jax.Array,
+    axis: int,
+    window: int,
+    stride: int,
+    padding: tuple[int, int],
+    dilation: int,
+    input_dilation: int,
+) -> jax.Array:
+    spread = max(0, (mask.shape[axis] - 1) * input_dilation + 1)
+    reach = (window - 1) * dilation
+    positions = spread + padding[0] + padding[1] - reach  # at stride one
+    if positions <= 0 or spread == 0:
+        shape = list(mask.shape)
+        shape[axis] = max(0, -(-positions // stride))
+        return jnp.zeros(shape, bool)
+    config = [(0, 0, 0)] * mask.ndim
+    config[axis] = (*padding, input_dilation - 1)
+    if config[axis] != (0, 0, 0):
+        mask = lax.pad(mask, np.bool_(False), config)
+    # The OR of a run of n taps and the same run shifted by m <= n taps is a run of n + m taps, so
+    # a window takes log2(window) steps.
+    run = 1
+    while run < window:
+        step = min(run, window - run)
+        length = mask.shape[axis] - step * dilation
+        head = lax.slice_in_dim(mask, 0, length, axis=axis)
+        tail = lax.slice_in_dim(mask, step * dilation, None, axis=axis)
+        mask = head | tail
+        run += step
+    return lax.slice_in_dim(mask, 0, None, stride=stride, axis=axis)
+
+
+def resize(mask: jax.Array, size: Sequence[int]) -> jax.Array:
+    """Resizes masks to another grid by nearest neighbour.
+
+    `m_out(o) = m_in(floor((o + 1/2) * H / H'))` for rows, likewise for columns (Zhu et al. 2018,
+    section 3.2): the pixel-centre convention of `jax.image.resize(..., "nearest")`.
+
+    Args:
+      mask: `bool[..., H, W]`.
+      size: (H', W').
+
+    Returns:
+      `bool[..., H', W']`.
+
+    Raises:
+      ValueError: the mask is not boolean or has fewer than two axes.
+
+    Approximate because shrinking reads one input of each group: a mark that falls between the
+    samples is lost. `to_cells` loses none.
+
+    >>> resize(jnp.array([[True, False], [False, False]]), (4, 4)).astype(int)
+    Array([[1, 1, 0, 0],
+           [1, 1, 0, 0],
+           [0, 0, 0, 0],
+           [0, 0, 0, 0]], dtype=int32)
+    """
+    _check(mask, "resize", 2)
+    for axis, out in ((mask.ndim - 2, size[0]), (mask.ndim - 1, size[1])):
+        length = mask.shape[axis]
+        if out == length:
+            continue
+        source = (2 * np.arange(out) + 1) * length // (2 * out)
+        mask = jnp.take(mask, source, axis=axis, mode="clip")
+    return mask
+
+
+def to_cells(mask: jax.Array, cell: int | Sequence[int]) -> jax.Array:
+    """Marks every cell of pixels that holds a marked pixel.
+
+    DynCNN, section 3.2 (the cell-based dynamic map, CDM). Cells at the bottom and right edge may
+    reach beyond the frame.
+
+    Args:
+      mask: `bool[B, H, W]`.
+      cell: side of a cell in pixels, or (rows, columns).
+
+    Returns:
+      `bool[B, ceil(H / rows), ceil(W / columns)]`.
+
+    Raises:
+      ValueError: the mask is not boolean or does not have three axes.
+
+    >>> to_cells(jnp.zeros((1, 5, 8), bool).at[0, 4, 1].set(True), 4).astype(int)
+    Array([[[0, 0],
+            [1, 0]]], dtype=int32)
+    """
+    _check(mask, "to_cells", 3, exactly=True)
+    rows, columns = _cell_shape(cell)
+    _, height, width = mask.shape
+    return stencil(
+        mask,
+        window=(rows, columns),
+        strides=(rows, columns),
+        padding=((0, -height % rows), (0, -width % columns)),
+    )
+
+
+def from_cells(cells: jax.Array, cell: int | Sequence[int], size: Sequence[int]) -> jax.Array:
+    """Marks every pixel of the marked cells.
+
+    Args:
+      cells: `bool[B, h, w]`, as `to_cells` gives it.
+      cell: side of a cell in pixels, or (rows, columns).
+      size: (H, W) of the frame, with `h = ceil(H / rows)` and `w = ceil(W / columns)`.
+
+    Returns:
+      `bool[B, H, W]`.
+
+    Raises:
+      ValueError: the cells are not boolean or do not have three axes, or are not those of `size`.
+
+    >>> from_cells(jnp.array([[[False], [True]]]), (1, 3), (2, 3)).astype(int)
+    Array([[[0, 0, 0],
+            [1, 1, 1]]], dtype=int32)
+    """
+    _check(cells, "from_cells", 3, exactly=True)
+    rows, columns = _cell_shape(cell)
+    height, width = size
+    batch, h, w = cells.shape
+    if (h, w) != (-(-height // rows), -(-width // columns)):
+        raise ValueError(
+            f"from_cells: cells of {(rows, columns)} cover a frame of {(height, width)} with "
+            f"{(-(-height // rows), -(-width // columns))} cells, got {(h, w)}"
+        )
+    pixels = jnp.broadcast_to(cells[:, :, None, :, None], (batch, h, rows, w, columns))
+    return pixels.reshape(batch, h * rows, w * columns)[:, :height, :width]
+
+
+def worklist(cells: jax.Array) -> Worklist:
+    """Lists the marked cells of all streams, in row-major order.
+
+    DynCNN, section 3.2 (the cell index table, CIT).
+
+    Args:
+      cells: `bool[B, h, w]`.
+
+    Returns:
+      A `Worklist` of static length `B * h * w`: cells of all streams in one list, and their count.
+
+    Raises:
+      ValueError: the cells are not boolean or do not have three axes.
+
+    >>> work = worklist(jnp.array([[[False, True]], [[True, False]]]))
+    >>> print(work.count, work.stream, work.row, work.column)
+    2 [0 1 1 1] [0 0 0 0] [1 0 0 0]
+    """
+    _check(cells, "worklist", 3, exactly=True)
+    _, height, width = cells.shape
+    active = cells.reshape(-1)
+    index = jnp.arange(active.size, dtype=jnp.int32)
+    rank = _count_up_to(active)
+    last = jnp.max(jnp.where(active, index, 0), initial=0)
+    slot = jnp.where(active, rank - 1, active.size)
+    listed = jnp.full(active.size, last).at[slot].set(index, mode="drop")
+    return Worklist(
+        stream=listed // (height * width),
+        row=listed // width % height,
+        column=listed % width,
+        count=jnp.sum(active, dtype=jnp.int32),
+    )
+
+
+def _count_up_to(active: jax.Array) -> jax.Array:
+    """Counts the marks up to and with each position: `jnp.cumsum`, faster.
+
+    Within blocks it is a product with a triangle of ones, exact in any matrix precision since the
+    operands are 0 and 1 and the sums at most 128; only the sums of blocks go through a cumsum.
+    """
+    blocks = -(-active.size // _BLOCK)
+    grid = jnp.pad(active, (0, blocks * _BLOCK - active.size)).reshape(blocks, _BLOCK)
+    triangle = np.triu(np.ones((_BLOCK, _BLOCK), np.float32))
+    within = (grid.astype(jnp.float32) @ triangle).astype(jnp.int32)
+    total = within[:, -1]
+    before = jnp.cumsum(total) - total
+    return (within + before[:, None]).reshape(-1)[: active.size]
+
+
+def _cell_shape(cell: int | Sequence[int]) -> tuple[int, int]:
+    return (cell, cell) if isinstance(cell, int) else (cell[0], cell[1])
+
+
+def _check(mask: jax.Array, name: str, axes: int, *, exactly: bool = False) -> None:
+    fits = mask.ndim == axes if exactly else mask.ndim >= axes
+    if mask.dtype != bool or not fits:
+        raise ValueError(
+            f"{name}: expected a boolean mask of {axes}{'' if exactly else ' or more'} axes, "
+            f"got {mask.dtype}{list(mask.shape)}"
+        )
