@@ -1,0 +1,256 @@
+"""Drawing on frames: boxes, change masks and a running chart of the work done."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Color = tuple[int, int, int]
+
+_PALETTE: tuple[Color, ...] = (  # Okabe and Ito's, told apart by colour-blind eyes too
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+_PANEL: Color = (24, 26, 30)
+_GRID: Color = (62, 66, 74)
+_TEXT: Color = (238, 240, 243)
+_DIM_TEXT: Color = (168, 174, 184)
+_WORK: Color = (86, 180, 233)
+
+
+def annotate_frame(
+    frame: np.ndarray,
+    *,
+    boxes: np.ndarray | None = None,
+    labels: Sequence[str] | None = None,
+    classes: Sequence[int] | np.ndarray | None = None,
+    changed: np.ndarray | None = None,
+    work: Sequence[float] | None = None,
+) -> np.ndarray:
+    """Draws all there is to show of a frame: boxes, the change mask and the work so far.
+
+    Frames less than 480 pixels high are enlarged by a whole factor first, or labels could not be
+    read.
+
+    Args:
+      frame: `(H, W, 3)` uint8, RGB.
+      boxes: `(N, 4)` as (x0, y0, x1, y1) in pixels of the frame.
+      labels: a text for each box.
+      classes: a class index for each box, which chooses its colour.
+      changed: `(h, w)` bool, what changed; shown small in the upper right corner.
+      work: the work of each frame up to this one, as a fraction of dense; a chart below the frame.
+
+    Returns:
+      `(H', W', 3)` uint8, both even.
+
+    >>> annotate_frame(np.zeros((256, 256, 3), np.uint8), work=[1.0, 0.2]).shape
+    (568, 512, 3)
+    """
+    scale = -(-480 // frame.shape[0]) if frame.shape[0] < 480 else 1
+    frame = frame.repeat(scale, axis=0).repeat(scale, axis=1)
+    if frame.shape[0] % 2 or frame.shape[1] % 2:
+        frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), "edge")
+    if boxes is not None:
+        frame = draw_boxes(frame, np.asarray(boxes) * scale, labels=labels, classes=classes)
+    if changed is not None:
+        frame = draw_mask_inset(frame, changed, caption=f"changed {_percent(changed.mean())}")
+    if work is not None:
+        frame = draw_work_bar(frame, work)
+    return frame
+
+
+def draw_boxes(
+    frame: np.ndarray,
+    boxes: np.ndarray,
+    *,
+    labels: Sequence[str] | None = None,
+    classes: Sequence[int] | np.ndarray | None = None,
+) -> np.ndarray:
+    """Draws boxes and their labels; a label goes above its box, or inside where there is no room.
+
+    Args:
+      frame: `(H, W, 3)` uint8, RGB.
+      boxes: `(N, 4)` as (x0, y0, x1, y1) in pixels; those out of sight or not finite are left out.
+      labels: a text for each box.
+      classes: a class index for each box, which chooses its colour.
+
+    Returns:
+      A new `(H, W, 3)` uint8 frame.
+
+    Raises:
+      ValueError: the arguments differ in length.
+
+    >>> frame = np.zeros((60, 80, 3), np.uint8)
+    >>> drawn = draw_boxes(frame, np.array([[10, 20, 50, 50]]), labels=["disc 0.97"])
+    >>> int(frame.max()), drawn[40, 10].tolist()
+    (0, [230, 159, 0])
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    for name, values in (("labels", labels), ("classes", classes)):
+        if values is not None and len(values) != len(boxes):
+            raise ValueError(f"{name} must have one entry a box, got {len(values)} of {len(boxes)}")
+    image = Image.fromarray(frame)
+    draw = ImageDraw.Draw(image)
+    height, width = frame.shape[:2]
+    line = max(2, round(height / 280))
+    drawn = np.isfinite(boxes).all(axis=1)
+    drawn &= (boxes < [width, height, np.inf, np.inf]).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    edges = np.clip(np.round(np.where(drawn[:, None], boxes, 0)), -line, max(height, width) + line)
+    indices = [0] * len(boxes) if classes is None else [int(c) for c in classes]
+    colors = [_PALETTE[index % len(_PALETTE)] for index in indices]
+    for (x0, y0, x1, y1), color, finite in zip(edges.tolist(), colors, drawn, strict=True):
+        if finite:
+            box = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
+            draw.rectangle(box, outline=color, width=line)
+    taken: list[tuple[float, ...]] = []  # labels come last: on top of every box, not of each other
+    for text, box, color, finite in zip(labels or (), edges.tolist(), colors, drawn, strict=False):
+        if finite and text:
+            _draw_label(draw, text, box, color, taken, frame.shape)
+    return np.asarray(image)
+
+
+def _draw_label(draw, text, box, color, taken, shape) -> None:
+    """Writes a label above, below or inside its box: the first place that is free and in sight."""
+    height, width = shape[:2]
+    font = _font(max(11, round(height / 38)))
+    ascent, descent = font.getmetrics()
+    pad = max(3, round(height / 240))
+    label_width, label_height = font.getlength(text) + 2 * pad, ascent + descent
+    x = min(max(0, box[0]), max(0, width - label_width))
+    for y in (box[1] - label_height, box[3], box[1], box[3] - label_height):
+        place = (x, y, x + label_width - 1, y + label_height - 1)
+        if 0 <= y <= height - label_height and not any(_overlap(place, other) for other in taken):
+            break
+    else:
+        y = min(max(0, box[1] - label_height), height - label_height)
+        place = (x, y, x + label_width - 1, y + label_height - 1)
+    taken.append(place)
+    draw.rectangle(place, fill=color)
+    ink = (0, 0, 0) if np.dot(color, (0.3, 0.59, 0.11)) > 105 else (255, 255, 255)
+    draw.text((x + pad, y), text, fill=ink, font=font)
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
+def overlay_mask(
+    frame: np.ndarray, mask: np.ndarray, *, color: Color = (213, 94, 0), alpha: float = 0.5
+) -> np.ndarray:
+    """Tints the frame where a mask is set.
+
+    Args:
+      frame: `(H, W, 3)` uint8, RGB.
+      mask: `(h, w)` bool; of another size than the frame, it is enlarged or reduced (nearest).
+      color: the tint.
+      alpha: how much of the tint, in [0, 1].
+
+    Returns:
+      A new `(H, W, 3)` uint8 frame.
+
+    >>> frame = np.zeros((2, 2, 3), np.uint8)
+    >>> overlay_mask(frame, np.eye(2, dtype=bool), color=(200, 0, 0))[..., 0].tolist()
+    [[100, 0], [0, 100]]
+    """
+    rows, columns = (
+        np.arange(size) * there // size
+        for size, there in zip(frame.shape[:2], mask.shape, strict=True)
+    )
+    weight = alpha * np.asarray(mask, bool)[rows][:, columns, None]
+    return np.round(frame + weight * (np.array(color) - frame.astype(float))).astype(np.uint8)
+
+
+def draw_mask_inset(frame: np.ndarray, mask: np.ndarray, *, caption: str = "") -> np.ndarray:
+    """Shows a mask small, in the upper right corner, white on black with a caption below.
+
+    Args:
+      frame: `(H, W, 3)` uint8, RGB.
+      mask: `(h, w)` bool, of any size.
+      caption: a short text.
+
+    Returns:
+      A new `(H, W, 3)` uint8 frame.
+
+    >>> frame = draw_mask_inset(np.zeros((200, 300, 3), np.uint8), np.ones((20, 30), bool))
+    >>> frame[20, 280].tolist(), frame[150, 20].tolist()
+    ([255, 255, 255], [0, 0, 0])
+    """
+    height, width = frame.shape[:2]
+    font = _font(max(11, round(height / 40)))
+    inner_width = max(8, round(0.27 * width))
+    inner_height = max(8, round(inner_width * mask.shape[0] / mask.shape[1]))
+    # Averaged, so that no change is lost on the way down, and brightened, so that it is seen.
+    level = Image.fromarray(np.asarray(mask, bool).astype(np.uint8) * 255).resize(
+        (inner_width, inner_height), Image.Resampling.BOX
+    )
+    level = Image.fromarray(np.round(255 * (np.asarray(level) / 255) ** 0.5).astype(np.uint8))
+    ascent, descent = font.getmetrics()
+    caption_height = ascent + descent + 4 if caption else 0
+    margin = max(4, round(height / 60))
+    left = width - margin - inner_width - 1
+    image = Image.fromarray(frame)
+    draw = ImageDraw.Draw(image)
+    bottom = margin + inner_height + caption_height
+    draw.rectangle((left - 1, margin - 1, left + inner_width, bottom), fill=_PANEL, outline=_TEXT)
+    image.paste(level.convert("RGB"), (left, margin))
+    draw.text((left + 4, margin + inner_height + 2), caption, fill=_TEXT, font=font)
+    return np.asarray(image)
+
+
+def draw_work_bar(frame: np.ndarray, work: Sequence[float]) -> np.ndarray:
+    """Adds a strip below the frame: the work of this frame and a running chart of those before.
+
+    The chart's scale is linear, from nothing to the dense network's work (the line on top).
+
+    Args:
+      frame: `(H, W, 3)` uint8, RGB.
+      work: the work of each frame up to this one, as a fraction of dense.
+
+    Returns:
+      A new `(H + strip, W, 3)` uint8 frame; the strip is of an even height.
+
+    >>> draw_work_bar(np.zeros((480, 640, 3), np.uint8), [1.0, 0.3, 0.2]).shape
+    (534, 640, 3)
+    """
+    if len(work) == 0:
+        raise ValueError("work must have at least one entry, the frame's own")
+    height, width = frame.shape[:2]
+    strip = max(40, 2 * round(height / 18))
+    image = Image.new("RGB", (width, strip), _PANEL)
+    draw = ImageDraw.Draw(image)
+    number, caption = _font(round(strip * 0.40)), _font(max(10, round(strip * 0.24)))
+    pad = max(4, strip // 9)
+    panel = round(max(number.getlength("100%"), caption.getlength("of dense work"))) + 3 * pad
+    draw.text((pad, pad), _percent(work[-1]), fill=_WORK, font=number)
+    draw.text((pad, strip - pad), "of dense work", fill=_DIM_TEXT, font=caption, anchor="ls")
+
+    top, bottom = pad, strip - pad
+    for part in (0.0, 0.5, 1.0):
+        y = round(bottom - part * (bottom - top))
+        draw.line((panel, y, width - pad, y), fill=_GRID)
+    pitch = max(3, round(width / 200))
+    bars = max(1, (width - pad - panel) // pitch)
+    for i, value in enumerate(work[-bars:]):
+        x = panel + i * pitch
+        y = round(bottom - min(max(float(value), 0.0), 1.0) * (bottom - top))
+        if y < bottom:
+            draw.rectangle((x, y, x + pitch - 2, bottom - 1), fill=_WORK)
+    return np.concatenate([frame, np.asarray(image)])
+
+
+@functools.lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
+    return font
+
+
+def _percent(fraction: float) -> str:
+    percent = 100 * float(fraction)
+    return f"{percent:.1f}%" if percent < 9.95 else f"{percent:.0f}%"

@@ -1,0 +1,131 @@
+"""A picture of a run: work, time and similarity of every frame."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+_INCREMENTAL, _DENSE, _SCENE = "#0072b2", "#999999", "#009e73"
+
+
+def plot_report(
+    path: str | pathlib.Path,
+    *,
+    mac_fraction: Sequence[float],
+    seconds: Sequence[float],
+    similarity: Sequence[float],
+    dense_seconds: Sequence[float] | None = None,
+    title: str = "",
+) -> None:
+    """Plots work, time and scene similarity over the frames of a run, into a PNG file.
+
+    All series start with the first frame, which is computed densely; a value that does not exist
+    (the first frame's similarity, a frame that was not timed) is given as NaN. The file gets its
+    name when it is complete.
+
+    Args:
+      path: the file to write.
+      mac_fraction: multiply-accumulates executed, as a fraction of the dense network's.
+      seconds: time of each frame, seconds.
+      similarity: share of each frame's pixels that did not change, in [0, 1].
+      dense_seconds: time of the dense network on the same frames, where it was measured.
+      title: a heading.
+
+    Raises:
+      ValueError: the series differ in length, or are empty.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     plot_report(
+    ...         f"{folder}/report.png",
+    ...         mac_fraction=[1.0, 0.2],
+    ...         seconds=[0.05, 0.01],
+    ...         similarity=[float("nan"), 0.99],
+    ...     )
+    ...     [p.name for p in pathlib.Path(folder).iterdir()]
+    ['report.png']
+    """
+    count = len(mac_fraction)
+    named = {"seconds": seconds, "similarity": similarity}
+    if dense_seconds is not None:
+        named["dense_seconds"] = dense_seconds
+    for name, values in named.items():
+        if len(values) != count:
+            raise ValueError(f"{name} has {len(values)} entries where mac_fraction has {count}")
+    if count == 0:
+        raise ValueError("mac_fraction must have at least one entry")
+
+    figure = Figure(figsize=(9, 7.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    work_axes, time_axes, scene_axes = figure.subplots(3, 1, sharex=True)
+    frames = np.arange(count)
+    marker = "." if count < 30 else ""  # a lone point draws no line
+    if title:
+        figure.suptitle(title, fontsize=13)
+
+    work = np.asarray(mac_fraction, float)
+    work_axes.fill_between(frames, work, step="mid", color=_INCREMENTAL, alpha=0.25, linewidth=0)
+    work_axes.step(frames, work, where="mid", color=_INCREMENTAL, linewidth=1.3, marker=marker)
+    mean = np.nanmean(work)
+    work_axes.axhline(
+        mean, color=_INCREMENTAL, linestyle="--", linewidth=1, label=f"mean {mean:.1%}"
+    )
+    work_axes.set(
+        title="Work", ylabel="MACs, % of dense", ylim=(0, max(1.0, np.nanmax(work)) * 1.05)
+    )
+    work_axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+
+    series = [("incremental", seconds, _INCREMENTAL)]
+    if dense_seconds is not None:
+        series.insert(0, ("dense", dense_seconds, _DENSE))
+    highest = 0.0
+    for name, values, color in series:
+        milliseconds = 1e3 * np.asarray(values, float)
+        median = np.nanmedian(milliseconds)
+        # A few frames that the machine slept through must not flatten all the others.
+        highest = max(highest, 1.1 * np.nanpercentile(milliseconds, 98), 1.5 * median)
+        time_axes.plot(
+            frames,
+            milliseconds,
+            color=color,
+            linewidth=1.3,
+            label=f"{name}, median {median:.3g} ms",
+        )
+    time_axes.set(title="Time", ylabel="ms per frame", ylim=(0, highest or 1))
+
+    unchanged = np.asarray(similarity, float)
+    mean = np.nanmean(unchanged) if np.isfinite(unchanged).any() else np.nan
+    scene_axes.plot(
+        frames,
+        unchanged,
+        color=_SCENE,
+        linewidth=1.3,
+        marker=marker,
+        label=f"mean {mean:.2%}",
+        clip_on=False,
+    )
+    scene_axes.set(title="Scene similarity", ylabel="unchanged pixels, %", xlabel="frame")
+    lowest = np.nanmin(unchanged) if np.isfinite(unchanged).any() else 0.0
+    scene_axes.set_ylim(max(0.0, 1.0 - 1.25 * max(1.0 - lowest, 0.004)), 1.0)
+    scene_axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+
+    for axes in (work_axes, time_axes, scene_axes):
+        axes.grid(alpha=0.3, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(axes.get_title(), loc="left", fontsize=11, fontweight="bold")
+        axes.set_title("", loc="center")
+        # On the title's line, where it hides no part of a curve.
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderpad=0)
+    scene_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    scene_axes.set_xlim(-0.5, max(count - 0.5, 0.5))
+
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        figure.savefig(temporary, format="png")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
