@@ -1,0 +1,163 @@
+"""Convolution only where something changed.
+
+DynCNN, sections 3.3-3.4, partitions a feature map in two ways. *Pixel-based*: each impacted output
+pixel brings its own copy of the inputs in its window; `pixel_sparse_conv`, short and
+differentiable, is the reference for the rest. *Cell-based*: cells of neighbouring pixels share
+their inputs.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dynvid.ops import masks
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def pixel_sparse_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    previous: jax.Array,
+    mask: jax.Array,
+    *,
+    strides: Sequence[int] = (1, 1),
+    padding: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    capacity: int | None = None,
+    precision: lax.PrecisionLike = None,
+) -> jax.Array:
+    """Convolves where the input changed and keeps the previous output elsewhere.
+
+    `y(o) = sum_j w(j) x(o * s - p + j * d)` where the window of `o` holds a changed pixel,
+    `y(o) = y_previous(o)` elsewhere (DynCNN, section 3.3, the pixel-based partition). Every pair of
+    an impacted output pixel and a tap of the kernel makes one contribution; a segment sum adds up
+    those of each output pixel.
+
+    Args:
+      x: `[B, H, W, C]`, the input.
+      kernel: `[kh, kw, C / groups, C']`.
+      previous: `[B, H', W', C']`, the output for the previous input.
+      mask: `bool[B, H, W]`, the input pixels that changed.
+      strides: (rows, columns).
+      padding: ((top, bottom), (left, right)), of zeros; negative values crop.
+      dilation: (rows, columns) between the kernel's taps.
+      groups: number of channel groups, C for a depthwise convolution.
+      capacity: how many output pixels to make room for, by default all `B * H' * W'`. Where more
+        are impacted the convolution runs dense: nothing is ever left out.
+      precision: of the products, as in `lax.conv_general_dilated`.
+
+    Returns:
+      `[B, H', W', C']`. Differentiable with respect to `x`, `kernel` and `previous`.
+
+    Raises:
+      ValueError: shapes that do not fit one another, or a capacity below one.
+
+    Exact when `previous` is the convolution of an input that differs from `x` under the mask only;
+    bit for bit on integer values, up to the order of summation on others.
+
+    >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    >>> mask = jnp.zeros((1, 4, 4), bool).at[0, 0, 0].set(True)
+    >>> kernel, padding = jnp.ones((3, 3, 1, 1)), ((1, 1), (1, 1))
+    >>> pixel_sparse_conv(x, kernel, jnp.zeros_like(x), mask, padding=padding)[0, ..., 0]
+    Array([[10., 18.,  0.,  0.],
+           [27., 45.,  0.,  0.],
+           [ 0.,  0.,  0.,  0.],
+           [ 0.,  0.,  0.,  0.]], dtype=float32)
+    """
+    if capacity is not None and capacity < 1:
+        raise ValueError(f"capacity: expected at least 1, got {capacity}")
+    _check_shapes(x, kernel, previous, mask, strides, padding, dilation, groups)
+    window = kernel.shape[:2]
+    impacted = masks.stencil(
+        mask, window=window, strides=strides, padding=padding, dilation=dilation
+    )
+    listed = masks.worklist(impacted)
+    size = impacted.size if capacity is None else min(capacity, impacted.size)
+
+    def sparse() -> jax.Array:
+        # Entries past the count go to an output pixel that does not exist: nothing adds them up.
+        real = jnp.arange(size) < listed.count
+        stream, row, column = (axis[:size] for axis in listed[:3])
+        _, height, width = impacted.shape
+        output = jnp.where(real, (stream * height + row) * width + column, impacted.size)
+
+        # The needed pixels: of every output pixel, the input under each tap.
+        tap_row, tap_column = np.indices(window).reshape(2, -1) * np.array(dilation)[:, None]
+        needed = _read_or_zero(
+            x,
+            stream[:, None],
+            row[:, None] * strides[0] - padding[0][0] + tap_row,
+            column[:, None] * strides[1] - padding[1][0] + tap_column,
+        )
+        taps = len(tap_row)
+        contributions = jnp.einsum(
+            "ntgi,tigo->ntgo",
+            needed.reshape(size, taps, groups, -1),
+            kernel.reshape(taps, kernel.shape[2], groups, -1),
+            precision=precision,
+        )
+        total = jax.ops.segment_sum(
+            contributions.reshape(size * taps, -1), jnp.repeat(output, taps), impacted.size
+        )
+        return total.reshape(previous.shape)
+
+    def dense() -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            padding,
+            rhs_dilation=dilation,
+            dimension_numbers=_LAYOUT,
+            feature_group_count=groups,
+            precision=precision,
+        )
+
+    fits_always = size == impacted.size
+    fresh = sparse() if fits_always else lax.cond(listed.count > size, dense, sparse)
+    return jnp.where(impacted[..., None], fresh, previous)
+
+
+def _read_or_zero(x: jax.Array, stream: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    _, height, width, _ = x.shape
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    # Negative indices would count from the end: everything out of frame goes past it instead.
+    return x.at[stream, jnp.where(inside, row, height), column].get(mode="fill", fill_value=0)
+
+
+def _check_shapes(
+    x: jax.Array,
+    kernel: jax.Array,
+    previous: jax.Array,
+    mask: jax.Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+    groups: int,
+) -> None:
+    if mask.shape != x.shape[:3]:
+        raise ValueError(f"mask: expected {list(x.shape[:3])} as x, got {list(mask.shape)}")
+    if x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
+        raise ValueError(
+            f"kernel: expected [kh, kw, C / groups, C'] for C = {x.shape[3]} and groups = {groups}"
+            f" with C' a multiple of groups, got {list(kernel.shape)}"
+        )
+    rows, columns = (
+        max(
+            0,
+            (x.shape[1 + i] + sum(padding[i]) - (kernel.shape[i] - 1) * dilation[i] - 1)
+            // strides[i]
+            + 1,
+        )
+        for i in range(2)
+    )
+    expected = (x.shape[0], rows, columns, kernel.shape[3])
+    if previous.shape != expected:
+        raise ValueError(
+            f"previous: expected the output's shape {list(expected)}, got {list(previous.shape)}"
+        )
