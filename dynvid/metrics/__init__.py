@@ -1,0 +1,1 @@
+"""How good, and how much alike, two runs are."""

@@ -1,0 +1,1 @@
+"""Networks and what belongs to them: detection heads, their decoding, non-maximum suppression."""
