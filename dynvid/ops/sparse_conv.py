@@ -127,7 +127,8 @@ def _read_or_zero(x: jax.Array, stream: jax.Array, row: jax.Array, column: jax.A
     _, height, width, _ = x.shape
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     # Negative indices would count from the end: everything out of frame goes past it instead.
-    return x.at[stream, jnp.where(inside, row, height), column].get(mode="fill", fill_value=0)
+    row = jnp.where(inside, row, height)
+    return jnp.asarray(x).at[stream, row, column].get(mode="fill", fill_value=0)
 
 
 def _check_shapes(
