@@ -247,7 +247,7 @@ GREY = np.arange(48 * 64, dtype=np.uint8).reshape(SIZE)
     ("pixels", "expected"),
     [
         (GREY, np.repeat(GREY[..., None], 3, axis=-1)),
-        (GREY.astype(np.uint16) * 257, np.repeat(GREY[..., None], 3, axis=-1)),
+        (GREY.astype(np.uint16) * 256 + 77, np.repeat(GREY[..., None], 3, axis=-1)),
         (GREY > 100, np.repeat((GREY > 100)[..., None] * np.uint8(255), 3, axis=-1)),
         (np.stack([GREY, 255 - GREY, GREY, GREY], axis=-1), np.stack([GREY, 255 - GREY, GREY], -1)),
         (np.stack([GREY, 255 - GREY], axis=-1), np.repeat(GREY[..., None], 3, axis=-1)),
