@@ -345,7 +345,8 @@ def _fold_batch_normalization(
         scale, offset, mean, variance = (constants[name] for name in node.inputs[1:5])
         gain = scale / np.sqrt(variance + node.get("epsilon", 1e-5))
         kernel = constants[before.inputs[1]]
-        bias = constants[before.inputs[2]] if len(before.inputs) > 2 and before.inputs[2] else 0.0
+        given = "".join(before.inputs[2:])
+        bias = constants[given] if given else 0.0
         normalized = node.outputs[0]
         # Named after the output: the kernel itself may belong to other convolutions too.
         kernel_name, bias_name = f"{normalized}/kernel", f"{normalized}/bias"
