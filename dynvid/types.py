@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Params = Any
 """A pytree of arrays: the weights of a network."""
@@ -16,6 +17,34 @@ State = Any
 
 Output = Any
 """Whatever pytree the network returns for one set of frames."""
+
+
+class Work(NamedTuple):
+    """What one step executed, counted inside the graph.
+
+    Attributes:
+      macs: Multiply-accumulates executed, `float32[streams]`: cells with their halo, counted as a
+        direct convolution would need them.
+      dense_macs: What the dense network takes, `float32[streams]`.
+      changed: The share of frame pixels that changed, `float32[streams]`.
+      cells: Active cells of each segment, all streams together, `int32[segments]`.
+      dense: Which segments ran on whole frames, `bool[segments]`.
+
+    >>> work = Work(jnp.array([1.0]), jnp.array([4.0]), jnp.array([0.1]), jnp.array([3]), None)
+    >>> work.mac_fraction.item()
+    0.25
+    """
+
+    macs: jax.Array
+    dense_macs: jax.Array
+    changed: jax.Array
+    cells: jax.Array
+    dense: jax.Array
+
+    @property
+    def mac_fraction(self) -> jax.Array:
+        """Executed over dense multiply-accumulates of all streams together."""
+        return jnp.sum(self.macs) / jnp.maximum(jnp.sum(self.dense_macs), 1.0)
 
 
 class VideoFunction(NamedTuple):

@@ -1,0 +1,520 @@
+"""Running a plan: the state, its first frame and every later one."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dynvid.incremental import program
+from dynvid.incremental.plan import Boundary, Plan, Segment
+from dynvid.incremental.program import Program
+from dynvid.incremental.rules import Layout, Window, mask_through
+from dynvid.incremental.trace import Node, Value
+from dynvid.ops import cells, masks
+from dynvid.types import Work
+
+Halo = tuple[tuple[int, int], tuple[int, int]]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["frames", "caches", "tolerances", "weights", "work"],
+    meta_fields=["names", "halos", "layouts"],
+)
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What an incremental function keeps between frames: a pytree of arrays, to donate or save.
+
+    Attributes:
+      frames: The reference frames with their halo of zeros, `(streams, H', W', C)`.
+      caches: What each unit keeps: maps with their halo, `(streams, h', w', ...)`, or vectors.
+      tolerances: The truncation of each cache in its own unit, `float32[streams]`.
+      weights: Kernels in the form that the cells read, made once from the parameters.
+      work: What the last step executed.
+      names: The unit that each cache belongs to.
+      halos: The halo of the frames and of each cache, None for vectors.
+      layouts: The model's own axis order of each cached map, None for vectors.
+    """
+
+    frames: jax.Array
+    caches: tuple[jax.Array, ...]
+    tolerances: tuple[jax.Array, ...]
+    weights: tuple[jax.Array, ...]
+    work: Work
+    names: tuple[str, ...]
+    halos: tuple[Halo | None, ...]
+    layouts: tuple[Layout | None, ...]
+
+    @property
+    def reference(self) -> jax.Array:
+        """The frames that the outputs belong to, `(streams, H, W, C)`."""
+        halo = self.halos[0]
+        assert halo is not None
+        return interior(self.frames, halo)
+
+
+def interior(padded: jax.Array, halo: Halo) -> jax.Array:
+    """A map without its halo.
+
+    >>> interior(jnp.arange(9).reshape(1, 3, 3), ((1, 0), (1, 1))).tolist()
+    [[[3, 4]]]
+    """
+    (top, left), (bottom, right) = halo
+    return padded[:, top : padded.shape[1] - bottom, left : padded.shape[2] - right]
+
+
+def write_interior(padded: jax.Array, values: jax.Array, halo: Halo) -> jax.Array:
+    """Writes a map into the inside of its halo."""
+    start = (0, *halo[0], *(0,) * (padded.ndim - 3))
+    return lax.dynamic_update_slice(padded, values.astype(padded.dtype), start)
+
+
+def _differs(new: jax.Array, old: jax.Array, tolerance: jax.Array | None, axes) -> jax.Array:
+    """Where a value moved by at least the tolerance (by anything at all where that is zero)."""
+    same = new == old
+    if tolerance is not None and jnp.issubdtype(new.dtype, jnp.floating):
+        shape = (-1, *(1,) * (new.ndim - 1))
+        same = same | (jnp.abs(new - old) < tolerance.reshape(shape))
+    return jnp.any(~same, axis=axes)
+
+
+class _Dense:
+    """Evaluates values in the model's own layout, from what is kept; remembers what it made."""
+
+    def __init__(self, known: dict[Value, jax.Array], load: Callable[[Value], jax.Array | None]):
+        self.known = known
+        self._load = load
+
+    def child(self, fresh: frozenset[Node] = frozenset()) -> "_Dense":
+        """An evaluator for a nested trace: what it makes does not leak out of it.
+
+        Args:
+          fresh: Operations to run again although their results are kept.
+        """
+        load = self._load
+        return _Dense(dict(self.known), lambda v: None if v.node in fresh else load(v))
+
+    def __call__(self, value: Value) -> jax.Array:
+        if value in self.known:
+            return self.known[value]
+        if value.constant is not None:
+            return jnp.asarray(value.constant, value.dtype)
+        kept = self._load(value)
+        if kept is not None:
+            self.known[value] = kept
+            return kept
+        node = value.node
+        assert node is not None
+        outputs = node.bind(*(self(v) for v in node.inputs))
+        self.known.update(zip(node.outputs, outputs, strict=True))
+        return self.known[value]
+
+
+@dataclasses.dataclass
+class _Cells:
+    """The context of a program's evaluation: which cells, and where to find everything else."""
+
+    evaluate: _Dense
+    weights: dict[Node, jax.Array]
+    stream: jax.Array
+    index: tuple[jax.Array, jax.Array]
+    dense: bool
+
+    def array(self, value: Value) -> jax.Array:
+        return self.evaluate(value)
+
+    def winograd(self, node: Node) -> jax.Array | None:
+        return self.weights.get(node)
+
+    def cell_constant(self, table: np.ndarray, axis: int) -> jax.Array:
+        if len(table) == 1:
+            return jnp.broadcast_to(jnp.asarray(table), (len(self.stream), *table.shape[1:]))
+        return jnp.asarray(table)[self.index[axis]]
+
+    def starts(self, window: Window) -> tuple[jax.Array, jax.Array]:
+        """The first row and column of each cell's window."""
+        rows, columns = (
+            self.cell_constant(region.starts.astype(np.int32), axis)
+            for axis, region in enumerate(window)
+        )
+        return rows, columns
+
+    def positions(self, window: Window) -> tuple[jax.Array, jax.Array]:
+        """All rows and columns of each cell's window."""
+        rows, columns = (
+            start[:, None] + jnp.arange(region.size)
+            for start, region in zip(self.starts(window), window, strict=True)
+        )
+        return rows, columns
+
+    def spread(self, value: Value, layout: Layout, out: Window) -> jax.Array:
+        if value.ndim == 0:
+            return self.evaluate(value)
+        node = _broadcast_of(value)
+        if node is None:
+            array = self.evaluate(value)
+        else:
+            # Never made in full: only what is repeated over the window is read.
+            shape = [1] * value.ndim
+            for axis, n in zip(
+                node.params["broadcast_dimensions"], node.inputs[0].shape, strict=True
+            ):
+                shape[axis] = n
+            array = self.evaluate(node.inputs[0]).reshape(shape)
+        array = jnp.transpose(array, layout.order(value.ndim))
+        if array.shape[:3] == (1, 1, 1):
+            return array
+        if array.shape[1:3] == (1, 1):
+            return array[self.stream]
+        rows, columns = self.positions(out)
+        stream = self.stream[:, None, None] if array.shape[0] > 1 else 0
+        row = jnp.clip(rows, 0, array.shape[1] - 1)[:, :, None] if array.shape[1] > 1 else 0
+        column = jnp.clip(columns, 0, array.shape[2] - 1)[:, None] if array.shape[2] > 1 else 0
+        return array[stream, row, column]
+
+
+def _broadcast_of(value: Value) -> Node | None:
+    """The broadcast that makes a value, if one does."""
+    node = value.node
+    return node if node is not None and node.primitive.name == "broadcast_in_dim" else None
+
+
+class Runner:
+    """One init or step of a plan: what is kept, while it is brought up to date unit by unit."""
+
+    def __init__(self, plan: Plan, params: Any):
+        self.plan = plan
+        self.count = plan.graph.frames.shape[0]
+        self.slot = {value: i for i, value in enumerate(plan.kept)}
+        self.caches: list[Any] = [None] * len(plan.kept)
+        self.evaluate = _Dense({}, self._load)
+        self.weights: dict[Node, jax.Array] = {}
+        self.change: dict[Value, jax.Array] = {}
+        self._arguments = jax.tree.leaves(params)
+        self._winograd = [
+            step.node
+            for unit in plan.units
+            if isinstance(unit, Segment) and unit.on_cells is not None
+            for step in unit.on_cells.steps
+            if step.op.winograd and step.out.rows.size % 2 == step.out.columns.size % 2 == 0
+        ]
+
+    # What is kept.
+
+    def _load(self, value: Value) -> jax.Array | None:
+        """An argument or a kept value as the model sees it; None for everything else."""
+        if value in self.slot or value is self.plan.graph.frames:
+            if value not in self.plan.layouts:
+                return self.caches[self.slot[value]]
+            order = self.plan.layouts[value].order(value.ndim)
+            inside = interior(self.padded(value), self.plan.halos[value])
+            return jnp.transpose(inside, np.argsort(order))
+        return None if value.argument is None else self._arguments[value.argument]
+
+    def padded(self, value: Value) -> jax.Array:
+        """A map that is kept, in canonical order with its halo."""
+        return self.frames if value is self.plan.graph.frames else self.caches[self.slot[value]]
+
+    def _set_weights(self, weights: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        self.weights = dict(zip(self._winograd, weights, strict=True))
+        return weights
+
+    def _prepare(self) -> tuple[jax.Array, ...]:
+        """The kernels of the cells' convolutions in Winograd's form."""
+        weights = []
+        for node in self._winograd:
+            spec = node.params["dimension_numbers"]
+            flip = spec.lhs_spec[2] != self.plan.layouts[node.inputs[0]].row
+            rows, columns = reversed(spec.rhs_spec[2:]) if flip else spec.rhs_spec[2:]
+            order = (rows, columns, spec.rhs_spec[1], spec.rhs_spec[0])
+            weights.append(
+                cells.winograd_weights(jnp.transpose(self.evaluate(node.inputs[1]), order))
+            )
+        return tuple(weights)
+
+    # Change masks.
+
+    def mask(self, value: Value) -> jax.Array:
+        """Where a value may have changed: `bool[S, h, w]`, or `bool[S]` for a vector."""
+        if value in self.change:
+            return self.change[value]
+        op = self.plan.ops.get(value.node) if value.node is not None else None
+        inputs = value.node.inputs if value.node is not None else ()
+        moved = [self.mask(v) for v in inputs if v.dynamic and v not in self.plan.layouts]
+        if op is None:
+            mask = functools.reduce(jnp.logical_or, moved)
+        else:
+            layout = self.plan.layouts[value]
+            size = (value.shape[layout.row], value.shape[layout.column])
+            parts = [
+                mask_through(self.mask(v), reach, size)
+                for v, reach in zip(op.operands, op.reaches, strict=True)
+            ]
+            mask = functools.reduce(jnp.logical_or, [*parts, *(m[:, None, None] for m in moved)])
+        self.change[value] = mask
+        return mask
+
+    # Programs.
+
+    def _run(self, part: Program, stream, index, *, dense: bool) -> list[jax.Array]:
+        """Evaluates a program on some cells, or on whole frames."""
+        context = _Cells(self.evaluate.child(), self.weights, stream, index, dense)
+
+        def gather(value: Value, window: Window) -> jax.Array:
+            (top, left), _ = self.plan.halos[value]
+            rows, columns = context.starts(window)
+            size = (window.rows.size, window.columns.size)
+            if dense:
+                row, column = (int(region.starts[0]) for region in window)
+                held = self.padded(value)[:, row + top :, column + left :]
+                return held[:, : size[0], : size[1]]
+            padded = self.padded(value)
+            return cells.gather_windows(padded, stream, rows + top, columns + left, size=size)
+
+        return program.run(part, gather, context, context.positions, self.plan.layouts)
+
+    def _on_frame(self, segment: Segment) -> list[jax.Array]:
+        zero = jnp.zeros(self.count, jnp.int32)
+        return self._run(segment.on_frame, jnp.arange(self.count), (zero, zero), dense=True)
+
+    def _on_boundary(self, boundary: Boundary) -> list[jax.Array]:
+        evaluate = self.evaluate.child(fresh=frozenset(boundary.nodes))
+        found = [evaluate(value) for value in boundary.outputs]
+        layouts = [self.plan.layouts.get(value) for value in boundary.outputs]
+        return [
+            array if layout is None else jnp.transpose(array, layout.order(array.ndim))
+            for array, layout in zip(found, layouts, strict=True)
+        ]
+
+    def _prefetch(self, segment: Segment) -> None:
+        """Evaluates what a loop needs of the parameters once, outside the loop."""
+        for step in segment.on_frame.steps:
+            for value in step.node.inputs:
+                if value not in step.op.operands:
+                    node = _broadcast_of(value)
+                    self.evaluate(value if node is None else node.inputs[0])
+
+    # The first frame.
+
+    def init(self, frames: jax.Array) -> State:
+        """Computes everything densely and keeps what later frames will need."""
+        plan = self.plan
+        low, high = plan.halos[plan.graph.frames]
+        self.frames = cells.add_halo(frames, low=low, high=high)
+        tolerances: list[Any] = [None] * len(plan.kept)
+        names: list[str] = [""] * len(plan.kept)
+        for unit in plan.units:
+            run = self._on_frame if isinstance(unit, Segment) else self._on_boundary
+            for value, array in zip(unit.outputs, run(unit), strict=True):  # type: ignore[arg-type]
+                i = self.slot[value]
+                names[i] = unit.name
+                tolerances[i] = plan.truncation[unit.name] * self._rms(value, array)
+                if value in plan.layouts:
+                    low, high = plan.halos[value]
+                    array = cells.add_halo(array, low=low, high=high)
+                self.caches[i] = array
+        dense = jnp.full(self.count, plan.dense_macs, jnp.float32)
+        segments = [unit for unit in plan.units if isinstance(unit, Segment)]
+        work = Work(
+            macs=dense,
+            dense_macs=dense,
+            changed=jnp.ones(self.count, jnp.float32),
+            cells=jnp.array([self.count * _cell_count(s) for s in segments], jnp.int32),
+            dense=jnp.ones(len(segments), bool),
+        )
+        return State(
+            frames=self.frames,
+            caches=tuple(self.caches),
+            tolerances=tuple(tolerances),
+            weights=self._prepare(),
+            work=work,
+            names=tuple(names),
+            halos=tuple(plan.halos.get(v) for v in (plan.graph.frames, *plan.kept)),
+            layouts=tuple(plan.layouts.get(v) for v in (plan.graph.frames, *plan.kept)),
+        )
+
+    def _rms(self, value: Value, array: jax.Array) -> jax.Array:
+        """The root mean square of a new cache, for each stream."""
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            return jnp.zeros(self.count, jnp.float32)
+        axis = 0 if value in self.plan.layouts else self.plan.streams.get(value)
+        others = tuple(a for a in range(array.ndim) if a != axis)
+        rms = jnp.sqrt(jnp.mean(jnp.square(array.astype(jnp.float32)), axis=others))
+        return jnp.broadcast_to(rms, (self.count,))
+
+    # Every later frame.
+
+    def step(
+        self, state: State, frames: jax.Array, changed: jax.Array, *, composite: bool
+    ) -> State:
+        """Brings what is kept up to date with the changed pixels of new frames.
+
+        Args:
+          state: What is kept.
+          frames: The new frames.
+          changed: Which pixels changed, `bool[S, H, W]`.
+          composite: Whether unchanged pixels keep their reference value (else: the new one).
+        """
+        plan = self.plan
+        self._set_weights(state.weights)
+        self.caches = list(state.caches)
+        self.tolerances = state.tolerances
+        new = jnp.where(changed[..., None], frames, state.reference) if composite else frames
+        halo = plan.halos[plan.graph.frames]
+        self.frames = write_interior(state.frames, new, halo)
+        self.change = {plan.graph.frames: changed}
+        macs = jnp.zeros(self.count, jnp.float32)
+        active, dense = [], []
+        for unit in plan.units:
+            if isinstance(unit, Segment):
+                counts, ran_dense = self._segment(unit)
+                active.append(jnp.sum(counts))
+                dense.append(ran_dense)
+                macs += jnp.where(
+                    ran_dense, jnp.float32(unit.macs), counts * jnp.float32(unit.cell_macs)
+                )
+            else:
+                macs += self._boundary(unit) * jnp.float32(unit.macs)
+        work = Work(
+            macs=macs,
+            dense_macs=jnp.full(self.count, plan.dense_macs, jnp.float32),
+            changed=jnp.mean(changed, axis=(1, 2), dtype=jnp.float32),
+            cells=jnp.array(active, jnp.int32) if active else jnp.zeros(0, jnp.int32),
+            dense=jnp.array(dense, bool) if dense else jnp.zeros(0, bool),
+        )
+        return dataclasses.replace(state, frames=self.frames, caches=tuple(self.caches), work=work)
+
+    def _segment(self, segment: Segment) -> tuple[jax.Array, jax.Array]:
+        """Runs a segment; returns active cells by stream, and whether it ran on whole frames."""
+        self._prefetch(segment)
+        slots = [self.slot[value] for value in segment.outputs]
+        marked = [self.mask(value) for value in segment.outputs]
+        active = masks.to_cells(functools.reduce(jnp.logical_or, marked), segment.cell)
+        counts = jnp.sum(active, axis=(1, 2), dtype=jnp.int32)
+        total = jnp.sum(counts)
+        limit = segment.break_even * active.size if segment.on_cells is not None else 0
+        dense = total > limit
+        refresh = self.plan.truncation[segment.name] > 0
+        halos = [self.plan.halos[value] for value in segment.outputs]
+        carry = (
+            [self.caches[i] for i in slots],
+            [jnp.zeros_like(mask) for mask in marked] if refresh else [],
+        )
+
+        def on_frame(carry):
+            caches, marks = list(carry[0]), list(carry[1])
+            for i, new in enumerate(self._on_frame(segment)):
+                if refresh:
+                    old = interior(caches[i], halos[i])
+                    moved = marked[i] & _differs(
+                        new, old, self.tolerances[slots[i]], tuple(range(3, new.ndim))
+                    )
+                    new = jnp.where(moved.reshape(*moved.shape, *(1,) * (new.ndim - 3)), new, old)
+                    marks[i] = moved
+                caches[i] = write_interior(caches[i], new, halos[i])
+            return caches, marks
+
+        if segment.break_even < 1:
+            carry = lax.cond(dense, on_frame, lambda carry: carry, carry)
+        if segment.on_cells is not None:
+            carry = self._loop(segment, active, jnp.where(dense, 0, total), marked, carry)
+        for i, cache in zip(slots, carry[0], strict=True):
+            self.caches[i] = cache
+        self.change.update(zip(segment.outputs, carry[1] if refresh else marked, strict=True))
+        return counts, dense
+
+    def _loop(self, segment: Segment, active, total, marked, carry):
+        """The hot loop: gathers a chunk of cells, computes them, writes them back."""
+        part = segment.on_cells
+        assert part is not None
+        slots = [self.slot[value] for value in segment.outputs]
+        halos = [self.plan.halos[value] for value in segment.outputs]
+        size = segment.cell
+        chunk = segment.chunk
+        work = masks.worklist(active)
+
+        def on_chunk(k, carry):
+            caches, marks = list(carry[0]), list(carry[1])
+            stream, row, column = (
+                lax.dynamic_slice(x, (k * chunk,), (chunk,))
+                for x in (work.stream, work.row, work.column)
+            )
+            context = _Cells(self.evaluate, {}, stream, (row, column), False)
+            rows, columns = context.starts(part.window)
+            for i, new in enumerate(self._run(part, stream, (row, column), dense=False)):
+                (top, left), _ = halos[i]
+                at = (stream, rows + top, columns + left)
+                if marks:
+                    old = cells.gather_windows(caches[i], *at, size=size)
+                    here = (stream, rows, columns)
+                    tolerance = self.tolerances[slots[i]][stream]
+                    moved = _differs(new, old, tolerance, tuple(range(3, new.ndim)))
+                    moved &= cells.gather_windows(marked[i], *here, size=size)
+                    new = jnp.where(moved.reshape(*moved.shape, *(1,) * (new.ndim - 3)), new, old)
+                    # Cells at the far border overlap: what one marked, the next must not unmark.
+                    moved |= cells.gather_windows(marks[i], *here, size=size)
+                    marks[i] = cells.scatter_windows(marks[i], moved, *here)
+                caches[i] = cells.scatter_windows(caches[i], new, *at)
+            return caches, marks
+
+        return lax.fori_loop(0, -(-total // chunk), on_chunk, carry)
+
+    def _boundary(self, boundary: Boundary) -> jax.Array:
+        """Runs a boundary where anything it reads changed; returns whether it ran."""
+        moved = [jnp.any(self.mask(value)) for value in boundary.inputs]
+        run = functools.reduce(jnp.logical_or, moved)
+        slots = [self.slot[value] for value in boundary.outputs]
+        keep = [self.caches[i] for i in slots]
+
+        def compute():
+            caches, marks = [], []
+            for value, old, i, new in zip(
+                boundary.outputs, keep, slots, self._on_boundary(boundary), strict=True
+            ):
+                cache, mark = self._renew(value, old, new, self.tolerances[i])
+                caches.append(cache)
+                marks.append(mark)
+            return caches, marks
+
+        def skip():
+            shapes = jax.eval_shape(compute)[1]
+            return keep, [jnp.zeros(m.shape, m.dtype) for m in shapes]
+
+        caches, marks = lax.cond(run, compute, skip)
+        for value, i, cache, mark in zip(boundary.outputs, slots, caches, marks, strict=True):
+            self.caches[i] = cache
+            self.change[value] = mark
+        return run.astype(jnp.float32)
+
+    def _renew(self, value: Value, old, new, tolerance) -> tuple[jax.Array, jax.Array]:
+        """Replaces a boundary's output where it changed; a vector changes by whole streams."""
+        if value in self.plan.layouts:
+            halo = self.plan.halos[value]
+            inside = interior(old, halo)
+            moved = _differs(new, inside, tolerance, tuple(range(3, new.ndim)))
+            shape = (*moved.shape, *(1,) * (new.ndim - 3))
+            return write_interior(old, jnp.where(moved.reshape(shape), new, inside), halo), moved
+        axis = self.plan.streams.get(value)
+        if axis is None:
+            moved = _differs(new, old, jnp.min(tolerance)[None], tuple(range(new.ndim)))
+            return jnp.where(moved, new, old), jnp.broadcast_to(moved, (self.count,))
+        front = jnp.moveaxis(new, axis, 0)
+        moved = _differs(front, jnp.moveaxis(old, axis, 0), tolerance, tuple(range(1, new.ndim)))
+        shape = [1] * new.ndim
+        shape[axis] = self.count
+        return jnp.where(moved.reshape(shape), new, old), moved
+
+    def outputs(self) -> Any:
+        """What the function returns."""
+        leaves = [self.evaluate(value) for value in self.plan.graph.outputs]
+        return jax.tree.unflatten(self.plan.graph.structure, leaves)
+
+
+def _cell_count(segment: Segment) -> int:
+    rows, columns = segment.cell_grid
+    return rows * columns

@@ -1,0 +1,150 @@
+"""What `incremental` makes of a function, operation by operation."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from dynvid.incremental.plan import Plan, Segment, node_macs
+from dynvid.incremental.trace import Node
+from dynvid.incremental.transform import plan_for
+from dynvid.types import Params
+
+Mode = Literal["incremental", "moved", "dense", "fixed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One operation.
+
+    Attributes:
+      operation: The JAX primitive.
+      shape: The shape of its first output.
+      mode: "incremental" (runs on cells), "moved" (no arithmetic: evaluated where it is read),
+        "dense" (computed in full where anything it reads changed) or "fixed" (does not depend on
+        the frames).
+      layer: The segment or boundary that it belongs to, a name for `truncation`.
+      macs: Multiply-accumulates on one whole frame.
+      note: Why it is dense, or the cell and what ends the segment.
+    """
+
+    operation: str
+    shape: tuple[int, ...]
+    mode: Mode
+    layer: str
+    macs: int
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """The table that `explain` returns; prints as text.
+
+    Attributes:
+      rows: One for each operation, in order of execution.
+      layers: The names that `truncation` may map, in order of execution.
+    """
+
+    rows: tuple[Row, ...]
+    layers: tuple[str, ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one whole frame."""
+        return sum(row.macs for row in self.rows)
+
+    @property
+    def incremental_macs(self) -> int:
+        """The part of them that can run on cells."""
+        return sum(row.macs for row in self.rows if row.mode == "incremental")
+
+    def table(self) -> Table:
+        """The rows as a rich table."""
+        share = self.incremental_macs / self.macs if self.macs else 0.0
+        table = Table(
+            caption=f"{self.macs / 1e9:.3f} GMACs a frame, {share:.1%} of them incremental",
+            caption_justify="left",
+        )
+        for name, justify in (
+            ("operation", "left"),
+            ("shape", "left"),
+            ("mode", "left"),
+            ("layer", "left"),
+            ("MMACs", "right"),
+            ("note", "left"),
+        ):
+            table.add_column(name, justify=justify, no_wrap=name != "note")  # type: ignore[arg-type]
+        styles = {"incremental": "green", "dense": "red", "moved": "cyan", "fixed": "dim"}
+        for row in self.rows:
+            table.add_row(
+                row.operation,
+                "x".join(map(str, row.shape)),
+                f"[{styles[row.mode]}]{row.mode}[/]",
+                row.layer,
+                f"{row.macs / 1e6:,.2f}" if row.macs else "",
+                row.note,
+            )
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=120, color_system=None)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+    __repr__ = __str__
+
+
+def explain(
+    fn: Callable[[Params, jax.Array], Any],
+    params: Params,
+    frames: jax.Array,
+    *,
+    cell: int | None = None,
+) -> Explanation:
+    """Says, operation by operation, what `incremental(fn)` runs on cells, and what densely and why.
+
+    Args:
+      fn: `fn(params, frames) -> outputs`.
+      params: Its parameters, arrays or shapes.
+      frames: Frames `(streams, H, W, C)`, an array or a shape.
+      cell: As in `incremental`.
+
+    Returns:
+      A table that prints; its `layers` are the names that `truncation` takes.
+
+    Raises:
+      ValueError: As `incremental`.
+
+    >>> import jax.numpy as jnp
+    >>> print(explain(lambda gain, x: jnp.tanh(x * gain).mean((1, 2)), jnp.ones(()),
+    ...     jnp.ones((1, 8, 8, 3))).rows[-2].note)
+    it works across streams, rows or columns
+    """
+    plan = plan_for(fn, params, frames, cell=cell)
+    where = {node: unit for unit in plan.units for node in unit.nodes}
+    rows = tuple(_row(plan, node, where.get(node)) for node in plan.graph.nodes)
+    return Explanation(rows, tuple(unit.name for unit in plan.units))
+
+
+def _row(plan: Plan, node: Node, unit: Any) -> Row:
+    shape = node.outputs[0].shape
+    macs = node_macs(node) // plan.graph.frames.shape[0]
+    mode: Mode
+    if not any(value.dynamic for value in node.inputs):
+        mode, macs, note = "fixed", 0, ""
+    elif node in plan.reasons:
+        mode, note = "dense", plan.reasons[node]
+    elif unit is None:
+        mode, note = "moved", ""
+    else:
+        mode, note = "incremental", ""
+        if isinstance(unit, Segment):
+            if unit.on_cells is None:
+                mode, note = "dense", "its cells would be as large as the frame"
+            else:
+                note = f"cells of {unit.cell[0]}x{unit.cell[1]} in {unit.grid[0]}x{unit.grid[1]}"
+    return Row(node.primitive.name, shape, mode, "" if unit is None else unit.name, macs, note)

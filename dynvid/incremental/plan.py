@@ -1,0 +1,520 @@
+"""The plan: which operations run on cells, in which segments, and what is kept between frames."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from dynvid.incremental import program
+from dynvid.incremental.geometry import Stencil, cells
+from dynvid.incremental.program import MisalignedError, Program
+from dynvid.incremental.rules import ELEMENTWISE, Layout, SpatialOp, Window, spatial_op
+from dynvid.incremental.trace import Graph, Node, Value
+from dynvid.ops.cells import chunk_size
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segment:
+    """Operations that run together on cells of one grid, and the caches they fill.
+
+    Attributes:
+      name: What `truncation` and `explain` call it: its main operation, numbered.
+      nodes: Its operations.
+      outputs: The values it keeps between frames.
+      grid: Rows and columns of its outputs.
+      cell: Rows and columns of a cell.
+      chunk: How many cells one turn of the loop takes.
+      on_cells: How to compute one cell; None where it only runs densely.
+      on_frame: How to compute the whole frame.
+      break_even: Above this share of active cells it runs densely.
+      macs: Multiply-accumulates of the whole frame, for one stream.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    outputs: tuple[Value, ...]
+    grid: tuple[int, int]
+    cell: tuple[int, int]
+    chunk: int
+    on_cells: Program | None
+    on_frame: Program
+    break_even: float
+    macs: int
+
+    @property
+    def cell_grid(self) -> tuple[int, int]:
+        """How many rows and columns of cells there are."""
+        return -(-self.grid[0] // self.cell[0]), -(-self.grid[1] // self.cell[1])
+
+    @property
+    def cell_macs(self) -> int:
+        """Multiply-accumulates of one cell, halo included."""
+        return self.on_cells.macs() if self.on_cells is not None else 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Boundary:
+    """Operations without a spatial rule: computed in full, where anything they read changed.
+
+    Attributes:
+      name: What `truncation` and `explain` call it.
+      nodes: Its operations.
+      inputs: The values it reads whose change makes it run.
+      outputs: The values it keeps between frames.
+      macs: Multiply-accumulates, for one stream.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    macs: int
+
+
+Unit = Segment | Boundary
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that is decided before the first frame.
+
+    Attributes:
+      graph: The traced function.
+      layouts: The layout of each spatial value.
+      streams: The stream axis of each value that has one but no rows and columns.
+      ops: The rule of each operation that runs on windows.
+      reasons: Why each of the other frame-dependent operations is a dense boundary.
+      units: Segments and boundaries, in order of execution.
+      kept: The values kept between frames, in the order of `State.caches`.
+      halos: How far windows reach out of the frames and each kept value.
+      truncation: The relative truncation of each unit.
+    """
+
+    graph: Graph
+    layouts: dict[Value, Layout]
+    streams: dict[Value, int]
+    ops: dict[Node, SpatialOp]
+    reasons: dict[Node, str]
+    units: tuple[Unit, ...]
+    kept: tuple[Value, ...]
+    halos: dict[Value, tuple[tuple[int, int], tuple[int, int]]]
+    truncation: dict[str, float]
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates of the dense network, for one stream."""
+        return sum(unit.macs for unit in self.units)
+
+
+def _stream_axis(node: Node, axes: dict[Value, int], count: int) -> int | None:
+    """Follows the stream axis through an operation that has no rows and columns."""
+    name, p, out = node.primitive.name, node.params, node.outputs[0]
+    dynamic = [value for value in node.inputs if value.dynamic]
+    if any(value not in axes for value in dynamic):
+        return None
+    x = dynamic[0]
+    axis = axes[x]
+    same = all(axes[v] == axis for v in dynamic)
+    if name in ELEMENTWISE and same:
+        result = axis + out.ndim - x.ndim
+    elif name == "broadcast_in_dim":
+        result = p["broadcast_dimensions"][axis]
+    elif name == "transpose":
+        result = p["permutation"].index(axis)
+    elif name == "reshape":
+        before = math.prod(x.shape[:axis])
+        places = [i for i in range(out.ndim) if math.prod(out.shape[:i]) == before]
+        result = next((i for i in places if out.shape[i] == count), -1)
+    elif name == "squeeze":
+        result = axis - sum(d < axis for d in p["dimensions"])
+    elif name.startswith(("reduce_", "argm")) and "axes" in p and axis not in p["axes"]:
+        result = axis - sum(d < axis for d in p["axes"])
+    elif (name == "concatenate" and same and p["dimension"] != axis) or name in (
+        "slice",
+        "pad",
+        "split",
+        "rev",
+        "sort",
+        "cumsum",
+        "reduce_window_max",
+    ):
+        result = axis
+    elif name == "dot_general" and len(dynamic) == 1:
+        (left, right), (batch_left, batch_right) = p["dimension_numbers"]
+        first = x is node.inputs[0]
+        mine, batch = (left, batch_left) if first else (right, batch_right)
+        if axis in mine or batch:
+            return None
+        free = [d for d in range(x.ndim) if d not in mine]
+        skip = 0 if first else node.inputs[0].ndim - len(left)
+        result = skip + free.index(axis)
+    elif name == "dot_general":
+        (left, right), (batch_left, batch_right) = p["dimension_numbers"]
+        pair = (axes[node.inputs[0]], axes[node.inputs[1]])
+        pairs = list(zip(batch_left, batch_right, strict=True))
+        if pair not in pairs:
+            return None
+        result = pairs.index(pair)
+    elif name == "conv_general_dilated" and not node.inputs[1].dynamic:
+        spec = p["dimension_numbers"]
+        result = spec.out_spec[0] if spec.lhs_spec[0] == axis else -1
+    else:
+        return None
+    fits = 0 <= result < out.ndim and out.shape[result] == count
+    return result if fits else None
+
+
+def node_macs(node: Node) -> int:
+    """Multiply-accumulates of a convolution or product; other operations count nothing."""
+    p = node.params
+    if node.primitive.name == "dot_general":
+        (contract, _), _ = p["dimension_numbers"]
+        depth = math.prod(node.inputs[0].shape[axis] for axis in contract)
+        return math.prod(node.outputs[0].shape) * depth
+    if node.primitive.name == "conv_general_dilated":
+        kernel = node.inputs[1]
+        features = kernel.shape[p["dimension_numbers"].rhs_spec[0]]
+        taps = math.prod(kernel.shape) // features
+        return math.prod(node.outputs[0].shape) * taps // math.prod(p["lhs_dilation"])
+    return 0
+
+
+class _Planner:
+    """Assigns every operation to a unit; see `make_plan`."""
+
+    def __init__(self, graph: Graph, cell: int | None):
+        self.graph = graph
+        self.cell = cell
+        self.count = graph.frames.shape[0]
+        self.layouts: dict[Value, Layout] = {graph.frames: Layout(0, 1, 2)}
+        self.streams: dict[Value, int] = {}
+        self.ops: dict[Node, SpatialOp] = {}
+        self.reasons: dict[Node, str] = {}
+        self.home: dict[Node, int] = {}
+        self.members: list[list[Node]] = []
+        self.is_segment: list[bool] = []
+        self.consumers = graph.consumers()
+        for node in graph.nodes:
+            if any(value.dynamic for value in node.inputs):
+                self._classify(node)
+                self._assign(node)
+
+    # Which rule applies.
+
+    def _classify(self, node: Node) -> None:
+        op = spatial_op(node, self.layouts)
+        if isinstance(op, SpatialOp) and all(
+            value.shape[layout.stream] == self.count
+            for value, layout in zip(node.outputs, op.layouts, strict=True)
+        ):
+            self.ops[node] = op
+            self.layouts.update(zip(node.outputs, op.layouts, strict=True))
+            return
+        self.reasons[node] = op if isinstance(op, str) else "it changes the streams"
+        source = next((v for v in node.inputs if v in self.layouts), None)
+        axes = self.streams | {v: layout.stream for v, layout in self.layouts.items()}
+        axis = _stream_axis(node, axes, self.count)
+        for value in node.outputs:
+            if source is not None and self._keeps_layout(source, value):
+                # Its change mask comes from comparing old and new, so that any labelling of the
+                # axes would be right; this one lets what follows run on cells again.
+                self.layouts[value] = self.layouts[source]
+            elif axis is not None:
+                self.streams[value] = axis
+
+    def _keeps_layout(self, source: Value, value: Value) -> bool:
+        layout = self.layouts[source]
+        return (
+            value.ndim == source.ndim
+            and value.shape[layout.stream] == self.count
+            and min(value.shape[layout.row], value.shape[layout.column]) > 1
+        )
+
+    # Which unit it runs in.
+
+    def depends(self, value: Value) -> int:
+        """The last unit that a value waits for; -1 for the frames alone."""
+        if not value.dynamic or value.node is None:
+            return -1
+        if value.node in self.home:
+            return self.home[value.node]
+        return max((self.depends(v) for v in value.node.inputs), default=-1)
+
+    def _aligned(self, value: Value, unit: int) -> bool:
+        """Whether what a value reads of a segment is the same position of its grid."""
+        if self.depends(value) < unit:
+            return True
+        node = value.node
+        assert node is not None
+        if node in self.home:
+            return node in self.ops and self._grid(value) == self._grid(self._last(unit))
+        if node not in self.ops:
+            return False
+        op = self.ops[node]
+        return all(
+            self.depends(v) < unit or (all(r.is_identity for r in reach) and self._aligned(v, unit))
+            for v, reach in zip(op.operands, op.reaches, strict=True)
+        ) and all(self.depends(v) < unit for v in node.inputs if v not in op.operands)
+
+    def _last(self, unit: int) -> Value:
+        return self.members[unit][-1].outputs[0]
+
+    def _grid(self, value: Value) -> tuple[int, int]:
+        layout = self.layouts[value]
+        return value.shape[layout.row], value.shape[layout.column]
+
+    def _open(self, node: Node, segment: bool) -> None:
+        self.home[node] = len(self.members)
+        self.members.append([node])
+        self.is_segment.append(segment)
+
+    def _join(self, node: Node, unit: int) -> None:
+        self.home[node] = unit
+        self.members[unit].append(node)
+
+    def _assign(self, node: Node) -> None:
+        latest = max(self.depends(value) for value in node.inputs)
+        op = self.ops.get(node)
+        if op is None:
+            if node.primitive.name == "broadcast_in_dim" and node.inputs[0] not in self.layouts:
+                return  # repeated where it is read, never stored
+            boundary = latest if latest >= 0 and not self.is_segment[latest] else None
+            if boundary is None and self.members and not self.is_segment[-1]:
+                boundary = len(self.members) - 1
+            if boundary is None:
+                self._open(node, segment=False)
+            else:
+                self._join(node, boundary)
+        elif op.kind == "move":
+            return  # evaluated where it is read
+        elif latest == -1 and op.kind == "point" and not op.macs:
+            return  # conversion and normalisation of the frames: cheaper again than stored
+        elif (
+            latest >= 0
+            and self.is_segment[latest]
+            and all(self._aligned(value, latest) for value in node.inputs)
+            and (op.kind == "point" or self._closes(node, latest))
+        ):
+            self._join(node, latest)
+        else:
+            self._open(node, segment=True)
+
+    def _closes(self, node: Node, unit: int) -> bool:
+        """Whether a pooling without overlap can end a segment that nothing else reads from."""
+        op = self.ops[node]
+        reach = op.reaches[0]
+        apart = all(
+            isinstance(r, Stencil) and r.window == r.stride and r.low == 0 and r.dilation == 1
+            for r in reach
+        )
+        if not apart or op.macs or node.primitive.name == "conv_general_dilated":
+            return False
+        inside = {value for member in self.members[unit] for value in member.outputs}
+        mine = set(self.members[unit]) | {node}
+        return (
+            op.operands[0] in inside
+            and all(reader in mine for value in inside for reader in self.consumers.get(value, []))
+            and not inside & set(self.graph.outputs)
+        )
+
+    # What is kept.
+
+    def _stops(self, value: Value) -> bool:
+        return value.node is None or not value.dynamic or value.node in self.home
+
+    def _reads(self, values) -> set[Value]:
+        """The frames, cached maps and cached vectors that `values` are made of."""
+        found: set[Value] = set()
+        stack = list(values)
+        while stack:
+            value = stack.pop()
+            if not value.dynamic:
+                continue
+            if self._stops(value):
+                found.add(value)
+            elif value.node is not None:
+                stack.extend(value.node.inputs)
+        return found
+
+    def kept(self) -> list[Value]:
+        """The values that another unit or the caller reads."""
+        kept = self._reads(self.graph.outputs)
+        for unit, members in enumerate(self.members):
+            reads = self._reads(v for node in members for v in node.inputs)
+            kept |= {v for v in reads if v.node is not None and self.home[v.node] != unit}
+        kept.discard(self.graph.frames)
+        order = {v: (n.index, i) for n in self.graph.nodes for i, v in enumerate(n.outputs)}
+        return sorted(kept, key=order.__getitem__)
+
+    def boundary_inputs(self, unit: int) -> list[Value]:
+        """What a boundary reads from other units."""
+        reads = self._reads(v for node in self.members[unit] for v in node.inputs)
+        return [v for v in reads if v.node is None or self.home[v.node] != unit]
+
+
+def _names(planner: _Planner) -> list[str]:
+    """Names units after their main operation, numbered by kind."""
+    kinds = {"conv_general_dilated": "conv", "dot_general": "dot"}
+    counts: dict[str, int] = {}
+    names = []
+    for unit, members in enumerate(planner.members):
+        if planner.is_segment[unit]:
+            main = max(members, key=lambda n: (planner.ops[n].macs, -n.index))
+            name = main.primitive.name
+            kind = kinds.get(name, "pool" if name.startswith("reduce_window") else name)
+        else:
+            kind = "boundary"
+        counts[kind] = counts.get(kind, 0) + 1
+        names.append(f"{kind}_{counts[kind]}")
+    return names
+
+
+_CELLS = (4, 2, 8, 16)
+
+
+def _segment(
+    planner: _Planner, unit: int, name: str, outputs: list[Value], stored: set[Value]
+) -> Segment:
+    """Chooses the cells of a segment and works out its programs."""
+    grid = planner._grid(outputs[0])
+    arguments: dict[str, Any] = {
+        "stored": stored - set(outputs),
+        "ops": planner.ops,
+        "layouts": planner.layouts,
+    }
+    on_frame = program.build(outputs, program.whole(*grid), **arguments)
+    pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // grid[0]
+    wished = [planner.cell] if planner.cell else _CELLS
+    on_cells = None
+    cell = grid
+    for size in wished:
+        size = max(1, size // max(1, pooled))
+        window = Window(cells(grid[0], size), cells(grid[1], size))
+        if window.rows.size * window.columns.size >= grid[0] * grid[1]:
+            continue
+        try:
+            on_cells = program.build(outputs, window, **arguments)
+        except MisalignedError:
+            continue
+        cell = (window.rows.size, window.columns.size)
+        break
+    chunk = 1
+    if on_cells is not None:
+        number = planner.count * -(-grid[0] // cell[0]) * -(-grid[1] // cell[1])
+        chunk = chunk_size(number, _window_bytes(on_cells, planner.layouts))
+    return Segment(
+        name=name,
+        nodes=tuple(planner.members[unit]),
+        outputs=tuple(outputs),
+        grid=grid,
+        cell=cell,
+        chunk=chunk,
+        on_cells=on_cells,
+        on_frame=on_frame,
+        break_even=_break_even(on_cells) if on_cells is not None else 0.0,
+        macs=on_frame.macs(),
+    )
+
+
+def _break_even(cells_program: Program) -> float:
+    """Above which share of active cells whole frames are faster; 1 where cells always win."""
+    total = sum(s.op.macs * s.out.rows.size * s.out.columns.size for s in cells_program.steps)
+    fast = sum(
+        s.op.macs * s.out.rows.size * s.out.columns.size
+        for s in cells_program.steps
+        if s.op.winograd and s.out.rows.size % 2 == s.out.columns.size % 2 == 0
+    )
+    # Winograd's cells do less than half of the dense products.
+    return 1.0 if 2 * fast > total else 0.6
+
+
+def _window_bytes(cells_program: Program, layouts: dict[Value, Layout]) -> int:
+    """The memory that one cell's windows take, what an im2col of them would take included."""
+    total = 0
+    for value, window in cells_program.gathers:
+        rest = math.prod(value.shape[axis] for axis in layouts[value].rest(value.ndim))
+        total += window.rows.size * window.columns.size * rest * jnp.dtype(value.dtype).itemsize
+    for step in cells_program.steps:
+        area = step.out.rows.size * step.out.columns.size
+        for value in step.node.outputs:
+            rest = math.prod(value.shape[axis] for axis in layouts[value].rest(value.ndim))
+            total += area * rest * jnp.dtype(value.dtype).itemsize
+    return total
+
+
+def make_plan(
+    graph: Graph, *, truncation: float | Mapping[str, float] = 0.0, cell: int | None = None
+) -> Plan:
+    """Decides what runs on cells, what runs densely and what is kept between frames.
+
+    Args:
+      graph: The traced function.
+      truncation: For all units, or by name (0 where a name is missing).
+      cell: The side of a cell of convolution outputs; chosen by segment where None.
+
+    Returns:
+      The plan.
+
+    Raises:
+      ValueError: For frames that are not `(streams, H, W, C)`, or unknown names in `truncation`.
+    """
+    frames = graph.frames
+    if frames.ndim != 4:
+        raise ValueError(
+            f"frames must be (streams, H, W, C); got shape {frames.shape} with {frames.ndim} axes"
+        )
+    planner = _Planner(graph, cell)
+    kept = planner.kept()
+    names = _names(planner)
+    stored = {v for v in kept if v in planner.layouts} | {frames}
+    units: list[Unit] = []
+    halos = {v: ((0, 0), planner._grid(v)) for v in stored}
+    for unit, name in enumerate(names):
+        outputs = [v for v in kept if v.node is not None and planner.home[v.node] == unit]
+        if planner.is_segment[unit]:
+            segment = _segment(planner, unit, name, outputs, stored)
+            units.append(segment)
+            for part in (segment.on_cells, segment.on_frame):
+                for value, reach in part.halo().items() if part is not None else ():
+                    halos[value] = program.widest(halos[value], reach)
+        else:
+            nodes = tuple(planner.members[unit])
+            macs = sum(map(node_macs, nodes)) // planner.count
+            inputs = tuple(planner.boundary_inputs(unit))
+            units.append(Boundary(name, nodes, inputs, tuple(outputs), macs))
+    grids = {v: planner._grid(v) for v in stored}
+    return Plan(
+        graph=graph,
+        layouts=planner.layouts,
+        streams=planner.streams,
+        ops=planner.ops,
+        reasons=planner.reasons,
+        units=tuple(units),
+        kept=tuple(kept),
+        halos={
+            v: (low, (end[0] - grids[v][0], end[1] - grids[v][1]))
+            for v, (low, end) in halos.items()
+        },
+        truncation=_truncation(truncation, names),
+    )
+
+
+def _truncation(given: float | Mapping[str, float], names: list[str]) -> dict[str, float]:
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(names, float(given))
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ValueError(f"truncation names layers {unknown}; expected some of {names}")
+    return {name: float(given.get(name, 0.0)) for name in names}
+
+
+def leaves(value: Value) -> list[Value]:
+    """The values without position that spreading `value` over a window starts from."""
+    node = value.node
+    if node is None or value.constant is not None:
+        return [value]
+    if node.primitive.name == "broadcast_in_dim":
+        return leaves(node.inputs[0])
+    return [value]

@@ -1,0 +1,164 @@
+"""The transformation: any frame function, run incrementally on a video."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from dynvid.incremental.execute import Runner, State, interior, write_interior
+from dynvid.incremental.plan import Plan, make_plan
+from dynvid.incremental.trace import trace
+from dynvid.ops.difference import changed_pixels
+from dynvid.types import Params, VideoFunction
+
+
+def incremental(
+    fn: Callable[[Params, jax.Array], Any],
+    *,
+    threshold: float = 0.0,
+    truncation: float | Mapping[str, float] = 0.0,
+    reference: Literal["last_used", "previous"] = "last_used",
+    channels: Literal["any", "gray", "mean"] = "any",
+    cell: int | None = None,
+) -> VideoFunction:
+    """Turns a frame function into one that recomputes only what changed, as `jax.grad` does grads.
+
+    A pixel changed where it differs from the reference by at least `threshold` (DynCNN 3.1, Eq.
+    1-2). Its effect is followed through every layer by the layer's own geometry (3.2), and only
+    the cells that it reaches are computed again and written into the layer's cache (3.3-3.4).
+
+    Args:
+      fn: `fn(params, frames) -> outputs`, pure, with frames `(streams, H, W, C)`, floating or
+        uint8, and any pytree of outputs. What has no incremental rule is computed in full.
+      threshold: In the unit of the frames. Zero recomputes exactly what differs.
+      truncation: A recomputed value replaces the cached one only where it moved by at least this,
+        relative to the layer's root mean square on the first frame of its stream. One number, or
+        a mapping by layer (the names that `explain` prints); layers left out are exact.
+      reference: "last_used" compares with the pixels that the caches were computed from;
+        "previous" with the previous frame, as the paper does, and drifts.
+      channels: How channels are joined into one difference: see `changed_pixels`.
+      cell: The side of a cell; chosen by layer where None.
+
+    Returns:
+      A `VideoFunction`: `init(params, frames)`, dense, and `step(params, state, frames, mask=None)`
+      where a mask `bool[streams, H, W]` replaces the frame difference. Both are jitted; wrap them
+      in `jax.jit(..., donate_argnums=1)` so that caches are updated in place. The parameters must
+      be those of `init`.
+
+    Raises:
+      ValueError: For options outside their range; by `init` and `step` for frames of another rank,
+        shape or dtype.
+
+    Exact when all truncation is zero: the output is `fn(params, state.reference)`, bit for bit on
+    integer-valued networks and within rounding on others. Approximate where it is not: each cache
+    is within its truncation of its layer applied to the cached inputs, at every frame.
+
+    >>> blur = lambda kernel, x: jax.lax.conv_general_dilated(
+    ...     x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    >>> video = incremental(blur)
+    >>> state, out = video.init(jnp.ones((3, 3, 1, 1)), jnp.zeros((1, 32, 32, 1)))
+    >>> state, out = video.step(
+    ...     jnp.ones((3, 3, 1, 1)), state, jnp.zeros((1, 32, 32, 1)).at[0, 8, 8].set(1.0))
+    >>> out.sum().item(), state.work.mac_fraction.item()
+    (9.0, 0.0625)
+    """
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be a number of at least 0; got {threshold!r}")
+    taus = truncation.values() if isinstance(truncation, Mapping) else [truncation]
+    if not all(tau >= 0 for tau in taus):
+        raise ValueError(f"truncation must be at least 0 everywhere; got {truncation!r}")
+    if reference not in ("last_used", "previous"):
+        raise ValueError(f"reference must be 'last_used' or 'previous'; got {reference!r}")
+    if cell is not None and cell < 1:
+        raise ValueError(f"cell must be a positive number of pixels or None; got {cell!r}")
+
+    def plan(params: Params, frames: jax.Array) -> Plan:
+        return plan_for(fn, params, frames, truncation=truncation, cell=cell)
+
+    @jax.jit
+    def init(params: Params, frames: jax.Array) -> tuple[State, Any]:
+        runner = Runner(plan(params, frames), params)
+        state = runner.init(jnp.asarray(frames))
+        return state, runner.outputs()
+
+    @jax.jit
+    def step(
+        params: Params, state: State, frames: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[State, Any]:
+        old = state.reference
+        if frames.shape != old.shape or frames.dtype != old.dtype:
+            raise ValueError(
+                f"frames must be as in the state, {old.dtype}{list(old.shape)}; "
+                f"got {frames.dtype}{list(frames.shape)}"
+            )
+        if mask is None:
+            changed = changed_pixels(frames, old, threshold=threshold, channels=channels)
+        elif mask.shape != old.shape[:3] or mask.dtype != jnp.bool_:
+            raise ValueError(
+                f"mask must be bool{list(old.shape[:3])}; got {mask.dtype}{list(mask.shape)}"
+            )
+        else:
+            changed = mask
+        runner = Runner(plan(params, old), params)
+        state = runner.step(state, frames, changed, composite=reference == "last_used")
+        return state, runner.outputs()
+
+    return VideoFunction(init=init, step=step)
+
+
+def plan_for(
+    fn: Callable[[Params, jax.Array], Any],
+    params: Params,
+    frames: jax.Array,
+    *,
+    truncation: float | Mapping[str, float] = 0.0,
+    cell: int | None = None,
+) -> Plan:
+    """Traces a function and plans it; `params` and `frames` may be shapes."""
+    if len(frames.shape) != 4:
+        raise ValueError(f"frames must be (streams, H, W, C); got shape {tuple(frames.shape)}")
+    shapes = jax.eval_shape(lambda x: x, (params, frames))
+    return make_plan(trace(fn, *shapes), truncation=truncation, cell=cell)
+
+
+def map_caches(
+    state: State, transform: Callable[[jax.Array, tuple[float, float]], jax.Array]
+) -> State:
+    """Applies a function to every cached feature map, to warp them between steps (Zhu 2018, 3.2).
+
+    Args:
+      state: The state of an incremental function.
+      transform: `transform(feature_map, stride)` with a map `(streams, h, w, ...)` and how many
+        rows and columns of the frame one of its positions stands for; returns a map of the same
+        shape and dtype. Vectors without rows and columns stay as they are.
+
+    Returns:
+      The state with the transformed maps. The reference frames stay as they are: pass the
+      positions that are no longer right as `mask` to the next step.
+
+    Raises:
+      ValueError: Where `transform` changes a shape.
+
+    >>> video = incremental(lambda gain, x: jax.lax.reduce_window(
+    ...     x * gain, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"))
+    >>> state, _ = video.init(jnp.ones(()), jnp.ones((1, 4, 4, 1)))
+    >>> map_caches(state, lambda x, stride: print(x.shape, stride) or x) is not None
+    (1, 2, 2, 1) (2.0, 2.0)
+    True
+    """
+    height, width = state.reference.shape[1:3]
+    caches = []
+    for i, (cache, halo) in enumerate(zip(state.caches, state.halos[1:], strict=True)):
+        if halo is None:
+            caches.append(cache)
+            continue
+        old = interior(cache, halo)
+        new = transform(old, (height / old.shape[1], width / old.shape[2]))
+        if new.shape != old.shape:
+            raise ValueError(
+                f"transform must keep the shape of {state.names[i]}, {old.shape}; got {new.shape}"
+            )
+        caches.append(write_interior(cache, new, halo))
+    return dataclasses.replace(state, caches=tuple(caches))
