@@ -213,7 +213,7 @@ class Runner:
                 return self.caches[self.slot[value]]
             order = self.plan.layouts[value].order(value.ndim)
             inside = interior(self.padded(value), self.plan.halos[value])
-            return jnp.transpose(inside, np.argsort(order))
+            return jnp.transpose(inside, tuple(order.index(axis) for axis in range(value.ndim)))
         return None if value.argument is None else self._arguments[value.argument]
 
     def padded(self, value: Value) -> jax.Array:

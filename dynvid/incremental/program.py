@@ -12,6 +12,9 @@ from dynvid.incremental.geometry import Region, Stencil, hull, required
 from dynvid.incremental.rules import Context, Layout, SpatialOp, Window
 from dynvid.incremental.trace import Node, Value, known
 
+Extent = tuple[tuple[int, int], tuple[int, int]]
+"""How far something reaches: `((above, left), (below, right))`."""
+
 
 class MisalignedError(Exception):
     """The cells do not line up with an operation of the program; larger cells do."""
@@ -64,9 +67,9 @@ class Program:
         """Multiply-accumulates for one cell."""
         return sum(s.op.macs * s.out.rows.size * s.out.columns.size for s in self.steps)
 
-    def halo(self) -> dict[Value, tuple[tuple[int, int], tuple[int, int]]]:
+    def halo(self) -> dict[Value, Extent]:
         """How far its windows leave each stored value: `((above, left), (below, right))`."""
-        reach: dict[Value, tuple[tuple[int, int], tuple[int, int]]] = {}
+        reach: dict[Value, Extent] = {}
         for value, window in self.gathers:
             low = tuple(max(0, -int(region.starts.min())) for region in window)
             ends = [int(region.starts.max()) + region.size for region in window]
@@ -76,10 +79,12 @@ class Program:
         return reach
 
 
-def widest(a, b):
-    """The larger of two pairs of reaches, side by side."""
-    return tuple(
-        tuple(max(x, y) for x, y in zip(p, q, strict=True)) for p, q in zip(a, b, strict=True)
+def widest(a: Extent, b: Extent) -> Extent:
+    """The larger of two extents on every side."""
+    (above, left), (below, right) = a
+    return (
+        (max(above, b[0][0]), max(left, b[0][1])),
+        (max(below, b[1][0]), max(right, b[1][1])),
     )
 
 

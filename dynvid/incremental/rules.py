@@ -580,9 +580,8 @@ def _reshape(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     if node.params.get("dimensions") is not None or 0 in x.shape:
         return "it reorders while it reshapes"
     place: dict[int, int] = {}
-    factor: dict[int, tuple[int, int]] = {
-        axis: (1, -1) for axis in layout
-    }  # how many, and which axis holds them
+    # By how much an axis is split (> 1) or merged (< -1), and which axis holds the factor.
+    factor: dict[int, tuple[int, int]] = {axis: (1, -1) for axis in layout}
     for a, b in _groups(x.shape, new):
         special = [axis for axis in a if axis in layout]
         if not special:

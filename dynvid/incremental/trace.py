@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core
+from jax.core import Tracer
+from jax.extend.core import Literal
 
 # Calls that mean exactly their body: they are inlined, so that the planner sees one flat graph.
 _BODY = {
@@ -104,17 +105,17 @@ def _inline(jaxpr: Any, constants: Sequence[Value], arguments: Sequence[Value], 
     env.update(zip(jaxpr.invars, arguments, strict=True))
 
     def read(atom) -> Value:
-        if isinstance(atom, core.Literal):
-            return Value(np.shape(atom.val), atom.aval.dtype, constant=atom.val)
+        if isinstance(atom, Literal):
+            return _value(atom, constant=atom.val)
         return env[atom]
 
     for equation in jaxpr.eqns:
         inputs = tuple(read(atom) for atom in equation.invars)
         body = equation.params.get(_BODY.get(equation.primitive.name, ""))
         if body is not None:
-            inner = body if isinstance(body, core.ClosedJaxpr) else core.ClosedJaxpr(body, ())
-            consts = [_constant(c) for c in inner.consts]
-            outputs = _inline(inner.jaxpr, consts, inputs, nodes)
+            closed = hasattr(body, "consts")
+            consts = [_constant(c) for c in body.consts] if closed else []
+            outputs = _inline(body.jaxpr if closed else body, consts, inputs, nodes)
         else:
             if equation.effects:
                 raise ValueError(
@@ -123,14 +124,15 @@ def _inline(jaxpr: Any, constants: Sequence[Value], arguments: Sequence[Value], 
                 )
             node = Node(equation.primitive, dict(equation.params), inputs)
             dynamic = any(value.dynamic for value in inputs)
-            node.outputs = tuple(
-                Value(tuple(v.aval.shape), v.aval.dtype, node=node, dynamic=dynamic)
-                for v in equation.outvars
-            )
+            node.outputs = tuple(_value(v, node=node, dynamic=dynamic) for v in equation.outvars)
             nodes.append(node)
             outputs = node.outputs
         env.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _value(atom: Any, **what: Any) -> Value:
+    return Value(tuple(atom.aval.shape), atom.aval.dtype, **what)
 
 
 def _constant(array: Any) -> Value:
@@ -158,12 +160,8 @@ def trace(fn: Callable[..., Any], params: Any, frames: Any) -> Graph:
     """
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(params, frames)
     leaves = jax.tree.leaves(params)
-    arguments = [
-        Value(tuple(v.aval.shape), v.aval.dtype, argument=i)
-        for i, v in enumerate(closed.jaxpr.invars[: len(leaves)])
-    ]
-    aval = closed.jaxpr.invars[-1].aval
-    source = Value(tuple(aval.shape), aval.dtype, dynamic=True, argument="frames")
+    arguments = [_value(v, argument=i) for i, v in enumerate(closed.jaxpr.invars[: len(leaves)])]
+    source = _value(closed.jaxpr.invars[-1], dynamic=True, argument="frames")
     nodes: list[Node] = []
     consts = [_constant(c) for c in closed.consts]
     outputs = _inline(closed.jaxpr, consts, [*arguments, source], nodes)
@@ -186,7 +184,7 @@ def known(value: Value) -> np.ndarray | None:
       A NumPy array, or None where the value is known only at run time.
     """
     if value.constant is not None:
-        if isinstance(value.constant, jax.core.Tracer):
+        if isinstance(value.constant, Tracer):
             return None
         return np.asarray(value.constant)
     if value.node is None or value.dynamic:
