@@ -124,10 +124,9 @@ def pixel_sparse_conv(
 
 
 def _read_or_zero(x: jax.Array, stream: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
-    _, height, width, _ = x.shape
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    # Negative indices would count from the end: everything out of frame goes past it instead.
-    row = jnp.where(inside, row, height)
+    # Negative indices would count from the end: they go past it instead.
+    row = jnp.where(row < 0, x.shape[1], row)
+    column = jnp.where(column < 0, x.shape[2], column)
     return jnp.asarray(x).at[stream, row, column].get(mode="fill", fill_value=0)
 
 
