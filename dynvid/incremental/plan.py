@@ -403,7 +403,7 @@ def _segment(
     chunk = 1
     if on_cells is not None:
         number = planner.count * -(-grid[0] // cell[0]) * -(-grid[1] // cell[1])
-        chunk = chunk_size(number, _window_bytes(on_cells, planner.layouts))
+        chunk = chunk_size(number, cell[0] * cell[1], _window_bytes(on_cells, planner.layouts))
     return Segment(
         name=name,
         nodes=tuple(planner.members[unit]),

@@ -286,19 +286,25 @@ def winograd_applies(
     )
 
 
-def chunk_size(cells: int, window_bytes: int, *, target_bytes: int = 4 << 20) -> int:
-    """How many cells one turn of the loop takes: as many windows as stay in the cache.
+def chunk_size(
+    cells: int, area: int, window_bytes: int, *, target_bytes: int = 4 << 20, rows: int = 512
+) -> int:
+    """How many cells one turn of the loop takes.
+
+    As many as stay in the cache, but enough positions for a matrix product to run at full speed.
 
     Args:
       cells: The number of cells there are; a chunk is never larger.
+      area: The positions of a cell.
       window_bytes: What one cell's windows take.
       target_bytes: What all of them may take.
+      rows: How many positions a chunk has at least.
 
-    >>> chunk_size(1000, 1 << 16)
-    64
+    >>> chunk_size(1000, 16, 1 << 16), chunk_size(1000, 16, 1 << 20)
+    (64, 32)
     """
-    count = max(1, target_bytes // max(1, window_bytes))
-    return max(1, min(cells, 1 << int(math.log2(count))))
+    count = max(target_bytes // max(1, window_bytes), rows // area, 1)
+    return min(cells, 1 << int(math.log2(count)))
 
 
 @functools.partial(jax.jit, static_argnames=("low", "high"))
