@@ -134,15 +134,15 @@ def synthetic_scene(
         key,
         jnp.asarray(noise, jnp.float32),
         jnp.asarray(speed, jnp.float32),
+        jnp.array([smallest, largest], jnp.float32),
         size=(int(height), int(width)),
         objects=int(objects),
         camera=camera,
-        object_size=(float(smallest), float(largest)),
     )
 
 
-@jax.jit(static_argnames=("size", "objects", "camera", "object_size"))
-def _scene(key, noise, speed, *, size, objects, camera, object_size) -> Scene:
+@jax.jit(static_argnames=("size", "objects", "camera"))
+def _scene(key, noise, speed, object_size, *, size, objects, camera) -> Scene:
     keys = jax.random.split(key, 9)
     panning = camera == "panning"
     extent = jnp.array(size[::-1], jnp.float32)
@@ -150,9 +150,7 @@ def _scene(key, noise, speed, *, size, objects, camera, object_size) -> Scene:
     velocity = _velocities(keys[0], objects, speed)
     camera_velocity = _velocities(keys[1], 1, speed)[0] if panning else jnp.zeros(2)
     start = _dyadic(jax.random.uniform(keys[2], (objects, 2)) * extent)
-    side = jax.random.uniform(
-        keys[3], (objects,), minval=object_size[0], maxval=max(object_size[1], object_size[0])
-    )
+    side = jax.random.uniform(keys[3], (objects,), minval=object_size[0], maxval=object_size[1])
     wavelength = jax.random.uniform(keys[4], (objects,), minval=6.0, maxval=20.0)
     direction = _directions(keys[5], objects)
     return Scene(
