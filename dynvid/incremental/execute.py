@@ -78,7 +78,7 @@ def _differs(new: jax.Array, old: jax.Array, tolerance: jax.Array | None, axes) 
     """Where a value moved by at least the tolerance (by anything at all where that is zero)."""
     same = new == old
     if tolerance is not None and jnp.issubdtype(new.dtype, jnp.floating):
-        shape = (-1, *(1,) * (new.ndim - 1))
+        shape = (-1, *(1,) * (new.ndim - 1)) if new.ndim else ()
         same = same | (jnp.abs(new - old) < tolerance.reshape(shape))
     return jnp.any(~same, axis=axes)
 
