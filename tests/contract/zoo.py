@@ -6,7 +6,6 @@ for each output, so that rounding errors do not grow from layer to layer.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -126,7 +125,7 @@ def clip(network: Network, *, integer: bool, streams: int = 2, seed: int = 0) ->
 # Building blocks.
 
 
-def conv(x, w, stride=1, *, padding="SAME", dilation=1, groups=1, base=1):
+def conv(x, w, stride: Any = 1, *, padding: Any = "SAME", dilation: Any = 1, groups=1, base=1):
     pair = lambda n: (n, n) if isinstance(n, int) else n  # noqa: E731
     return lax.conv_general_dilated(
         x,
@@ -145,7 +144,7 @@ def act(x):
     return jnp.clip(x, 0, 7)
 
 
-def pool(x, window=2, stride=2, padding="VALID", *, combine=lax.max, start=-jnp.inf):
+def pool(x, window=2, stride=2, padding: Any = "VALID", *, combine=lax.max, start=-jnp.inf):
     return lax.reduce_window(
         x, start, combine, (1, window, window, 1), (1, stride, stride, 1), padding
     )
@@ -305,7 +304,7 @@ def crops(p, x):
 
 
 def positions(p, x):
-    n, h, w, _ = x.shape
+    _, h, w, _ = x.shape
     grid = jnp.stack(jnp.meshgrid(jnp.arange(w), jnp.arange(h)), -1).astype(x.dtype)
     x = act(conv(x, p[0]))
     column = jnp.arange(w, dtype=x.dtype)[:, None] * p[1]
@@ -503,9 +502,7 @@ ZOO = [
         },
         frame=(36, 44, 3),
     ),
-    Network(
-        "nchw", nchw, [((16, 3, 3, 3), (16,)), ((16, 16, 3, 3), (16,)), ((8, 16, 3, 3), (8,))]
-    ),
+    Network("nchw", nchw, [((16, 3, 3, 3), (16,)), ((16, 16, 3, 3), (16,)), ((8, 16, 3, 3), (8,))]),
     Network("transposed", transposed, [(3, 3, 3, 8), (4, 4, 8, 8), _C, _C, (2, 2, 8, 4)]),
     Network("dense_head", dense_head, [(3, 3, 3, 4), (5 * 7 * 4, 10)], frame=(20, 28, 3)),
     Network("focus", focus, [(3, 3, 12, 16), (3, 3, 16, 16)], frame=(34, 46, 3)),
@@ -535,8 +532,3 @@ ZOO = [
     flax_network(),
 ]
 BY_NAME = {network.name: network for network in ZOO}
-
-
-def taps(shape: tuple[int, ...]) -> int:
-    """K, the number of products in one output of a kernel."""
-    return math.prod(shape[:-1])
