@@ -371,7 +371,10 @@ def _names(planner: _Planner) -> list[str]:
     return names
 
 
-_CELLS = (4, 2, 8, 16)
+# Small cells leave fewer multiply-accumulates, and the loop's products are hardly slower for it:
+# 2 beat 4 and 8 on VGG16, ResNet-50 and YOLOX-nano (experiments/incremental_speed). Larger ones
+# serve where small ones do not line up.
+_CELLS = (2, 4, 6, 8, 12, 16)
 
 
 def _segment(
@@ -386,7 +389,10 @@ def _segment(
     }
     on_frame = program.build(outputs, program.whole(*grid), **arguments)
     pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // grid[0]
-    wished = [planner.cell] if planner.cell else _CELLS
+    wished = (planner.cell,) if planner.cell else _CELLS
+    small = grid[0] * grid[1] <= 32 * 32 and not _uses_winograd(on_frame)
+    if small and not planner.cell:
+        wished = (1, *wished)
     on_cells = None
     cell = grid
     for size in wished:
@@ -416,6 +422,10 @@ def _segment(
         break_even=_break_even(on_cells) if on_cells is not None else 0.0,
         macs=on_frame.macs(),
     )
+
+
+def _uses_winograd(part: Program) -> bool:
+    return any(step.op.winograd for step in part.steps)
 
 
 def _break_even(cells_program: Program) -> float:
