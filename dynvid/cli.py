@@ -1,0 +1,555 @@
+"""The command line: `dynvid run` and `dynvid explain`."""
+
+import contextlib
+import json
+import math
+import pathlib
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import dynvid
+from dynvid.models import synthetic_detector
+from dynvid.models.detection import HEADS, Head
+from dynvid.models.synthetic_detector import STRIDE, load_synthetic_detector
+from dynvid.runner import Detector, FrameResult, Measures, detect_video, summarize
+from dynvid.video.draw import annotate_frame
+from dynvid.video.reader import VideoError, VideoSource, VideoWarning
+from dynvid.video.report import plot_report
+from dynvid.video.synthetic import render, synthetic_scene
+from dynvid.video.writer import VideoWriter
+from dynvid.weights.onnx import load_onnx
+from dynvid.weights.yolov5 import load_yolov5
+
+_HEADS: dict[str, Head] = {"synthetic": synthetic_detector.HEAD, **HEADS}
+_FPS = 25.0  # of what is written, where the source does not say
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done; one line says why."""
+
+
+class Source(Protocol):
+    """Frames `(H, W, 3)` uint8 of one size, and what is known of them."""
+
+    name: str
+    size: tuple[int, int]
+    fps: float | None
+    length: int | None
+
+    def __iter__(self) -> Iterator[np.ndarray]: ...
+
+
+class SyntheticSource:
+    """The embedded default: objects that cross the view of a fixed camera."""
+
+    name = "synthetic"
+    size: tuple[int, int] = (480, 640)
+    fps: float | None = _FPS
+
+    def __init__(self, *, max_frames: int | None):
+        self.length: int | None = 100 if max_frames is None else max_frames
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        scene = synthetic_scene(
+            jax.random.key(4), size=self.size, objects=8, object_size=(24.0, 56.0)
+        )
+        for t in range(self.length or 0):
+            yield np.asarray(render(scene, t).frame)
+
+
+def _option(text: str, *, default: str, metavar: str | None = None) -> Any:
+    """Help for an option, with its default in words."""
+    return tyro.conf.arg(help=text, metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+def run(
+    source: Annotated[
+        tyro.conf.Positional[str | None],
+        _option(
+            "A video file, a folder of images, one image, a camera ('0' is the first) or a stream "
+            "(rtsp://, http://).",
+            metavar="[SOURCE]",
+            default="a synthetic scene of 100 frames, seen by a fixed camera",
+        ),
+    ] = None,
+    *,
+    model: Annotated[
+        pathlib.Path | None,
+        _option(
+            "The network's weights: .onnx (YOLOX) or .pt (YOLOv5).",
+            metavar="PATH",
+            default="the detector of discs, squares and triangles that comes with the package",
+        ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        _option(
+            "How frames go into the network and boxes come out: synthetic, yolov5 or yolox.",
+            metavar="NAME",
+            default="told from the model",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float,
+        _option(
+            "How much a pixel must differ from the one that the caches were computed from to count "
+            "as changed, in grey levels of 0..255. 0 recomputes all that differs at all.",
+            metavar="LEVELS",
+            default="15",
+        ),
+    ] = 15.0,
+    truncation: Annotated[
+        float,
+        _option(
+            "A value that was computed again replaces the kept one only where it moved by at least "
+            "this much, in units of its layer's root mean square on the first frame. 0 is exact; "
+            "more saves more.",
+            metavar="RMS",
+            default="0.5",
+        ),
+    ] = 0.5,
+    max_frames: Annotated[
+        int | None,
+        _option("Stop after this many frames.", metavar="N", default="all there are"),
+    ] = None,
+    compare_dense: Annotated[
+        bool,
+        _option(
+            "Also run the whole network on every frame, in turns, and report the speed-up, the "
+            "difference in the outputs and how far the detections agree. Takes longer.",
+            default="off",
+        ),
+    ] = False,
+    out: Annotated[
+        pathlib.Path | None,
+        _option(
+            "The folder to write into; made if missing. Results of an earlier run are replaced.",
+            metavar="DIR",
+            default="runs/ and the source's name",
+        ),
+    ] = None,
+) -> int:
+    """Detect objects in a video, computing only what changed.
+
+    Writes annotated.mp4 (boxes, the mask of changed pixels, the work of every frame), report.png
+    (work, time and similarity of every frame) and report.json (the same in numbers).
+
+    Examples:
+
+    dynvid run
+
+    dynvid run street.mp4 --model yolox_nano.onnx --compare-dense
+
+    dynvid run rtsp://camera/1 --model yolov5n.pt --max-frames 500 --out runs/door
+    """
+    _check_number("--threshold", threshold, 255)
+    _check_number("--truncation", truncation, math.inf)
+    if max_frames is not None and max_frames < 1:
+        raise UsageError(f"--max-frames must be at least 1, got {max_frames}")
+    video: Source = (
+        SyntheticSource(max_frames=max_frames)
+        if source is None
+        else VideoSource(source, max_frames=max_frames)
+    )
+    detector = load_detector(model, head, frame_size=video.size)
+    check_detector(detector, video.size)
+    out = pathlib.Path("runs", source_name(video.name)) if out is None else out
+
+    console = Console(highlight=False)
+    console.print(
+        f"{video.name}, {_size(video.size)}; {detector.name} ({detector.head_name} head) at "
+        f"{_size(detector.geometry(video.size).network_size)}; compiling ...",
+        soft_wrap=True,
+    )
+    measures: list[Measures] = []
+    interrupted = False
+    with output_folder(out) as folder, _recorded_warnings() as messages:
+        results = detect_video(
+            detector,
+            video,
+            threshold=threshold,
+            truncation=truncation,
+            compare_dense=compare_dense,
+        )
+        with VideoWriter(folder / "annotated.mp4", fps=video.fps or _FPS) as writer:
+            try:
+                with contextlib.closing(results), _progress(video.length) as advance:  # type: ignore[arg-type]
+                    for result in results:
+                        writer.write(_annotate(detector, result, measures))
+                        measures.append(result.measures)
+                        advance(measures)
+            except KeyboardInterrupt:
+                if not measures:
+                    raise
+                interrupted = True
+        report = summarize(measures) | {
+            "source": video.name,
+            "frame_size": list(video.size),
+            "model": detector.name,
+            "head": detector.head_name,
+            "network_size": list(detector.geometry(video.size).network_size),
+            "threshold": threshold,
+            "truncation": truncation,
+            "device": f"{jax.devices()[0].device_kind}, {platform.machine()}",
+            "jax": jax.__version__,
+            "dynvid": dynvid.__version__,
+            "interrupted": interrupted,
+            "warnings": messages,
+            "per_frame": _per_frame(measures),
+        }
+        (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        _plot(folder / "report.png", measures, title=f"{video.name}: {detector.name}")
+    console.print(_summary(report))
+    console.print(f"annotated.mp4, report.png and report.json are in {out}", soft_wrap=True)
+    return 130 if interrupted else 0
+
+
+def explain(
+    *,
+    model: Annotated[
+        pathlib.Path | None,
+        _option(
+            "The network's weights: .onnx or .pt.",
+            metavar="PATH",
+            default="the detector that comes with the package",
+        ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        _option(
+            "As for dynvid run: synthetic, yolov5 or yolox.",
+            metavar="NAME",
+            default="told from the model",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        _option(
+            "Width and height of the frames in pixels, such as 768x576.",
+            metavar="WxH",
+            default="those of the network's input",
+        ),
+    ] = None,
+) -> int:
+    """Print, operation by operation, what of a network runs incrementally, and what not and why.
+
+    Examples:
+
+    dynvid explain
+
+    dynvid explain --model yolox_nano.onnx --size 1920x1080
+    """
+    frame_size = None if size is None else parse_size(size)
+    detector = load_detector(model, head, frame_size=frame_size or SyntheticSource.size)
+    if frame_size is None:
+        frame_size = detector.network_size or _square(detector.head)
+    check_detector(detector, frame_size)
+    frames = jnp.zeros((1, *frame_size, 3), jnp.uint8)
+    explanation = dynvid.explain(detector.on_frames(frame_size), detector.params, frames)
+    # A file or a pipe has no width of its own, and rich would cut the table to 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(explanation.table())
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      arguments: those after the program's name; None takes the process's own.
+
+    Returns:
+      The exit code: 0, 2 where what was asked for cannot be done, 130 where it was interrupted.
+    """
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            {"run": run, "explain": explain},
+            prog="dynvid",
+            description="Dynamic video inference: run a vision network on a video, computing only "
+            "what changed.",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except (UsageError, VideoError, OSError) as error:
+        print(f"dynvid: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dynvid: interrupted before the first frame; nothing was written", file=sys.stderr)
+        return 130
+
+
+def load_detector(
+    model: pathlib.Path | None, head: str | None, *, frame_size: tuple[int, int]
+) -> Detector:
+    """Loads a network for frames of a size and tells its head from it, unless the head is given.
+
+    Raises:
+      UsageError: the file or the head cannot be used.
+    """
+    if head is not None and head not in _HEADS:
+        raise UsageError(f"--head must be one of {', '.join(sorted(_HEADS))}, got {head!r}")
+    if model is None:
+        network, params = load_synthetic_detector()
+        name = head or "synthetic"
+        # It knows objects by their size in pixels: frames are padded, never resized.
+        height, width = frame_size
+        size = (-(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE)
+        return Detector("shipped detector", network, params, _HEADS[name], name, size)
+    if not model.is_file():
+        raise UsageError(f"cannot read the model {model}: no such file")
+    size = None
+    try:
+        if model.suffix == ".onnx":
+            network, params = load_onnx(model)
+            height, width = network.frame_shape[:2]
+            if height is not None and width is not None:
+                size = (height, width)
+        elif model.suffix == ".pt":
+            network, params = load_yolov5(model)
+        else:
+            raise UsageError(f"cannot read the model {model}: expected a .onnx or .pt file")
+    except (ValueError, OSError, ImportError) as error:
+        raise UsageError(f"cannot read the model: {_one_line(error)}") from error
+    name = head or _guess_head(model, network, params, size)
+    return Detector(model.name, network, params, _HEADS[name], name, size)
+
+
+def _guess_head(
+    model: pathlib.Path, network: Any, params: Any, size: tuple[int, int] | None
+) -> str:
+    if model.suffix == ".pt":
+        return "yolov5"
+    size = size or _square(HEADS["yolox"])
+    candidate = Detector(model.name, network, params, HEADS["yolox"], "yolox", size)
+    try:
+        check_detector(candidate, size)
+    except UsageError as error:
+        known = ", ".join(sorted(_HEADS))
+        raise UsageError(
+            f"cannot tell the head of {model}, give --head ({known}): {error}"
+        ) from None
+    return "yolox"
+
+
+def check_detector(detector: Detector, frame_size: tuple[int, int]) -> None:
+    """Traces the network and its head on frames of a size, without computing anything.
+
+    Raises:
+      UsageError: they do not fit each other, or not the frames.
+    """
+    frames = jax.ShapeDtypeStruct((1, *frame_size, 3), jnp.uint8)
+    try:
+        outputs = jax.eval_shape(detector.on_frames(frame_size), detector.params, frames)
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"{detector.name} cannot run on frames of {_size(frame_size)}: {_one_line(error)}"
+        ) from error
+    try:
+        jax.eval_shape(
+            lambda params, outputs: detector.decode(params, outputs, frame_size=frame_size),
+            detector.params,
+            outputs,
+        )
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        shapes = ", ".join(str(list(leaf.shape)) for leaf in jax.tree.leaves(outputs))
+        raise UsageError(
+            f"the {detector.head_name} head does not fit {detector.name}, whose outputs have "
+            f"shape {shapes}"
+        ) from error
+
+
+def source_name(source: str) -> str:
+    """A folder's name for a source.
+
+    >>> source_name("../street 1.mp4"), source_name("rtsp://host:554/door"), source_name("0")
+    ('street_1', 'door', 'camera0')
+    """
+    if re.fullmatch(r"\d{1,3}|<video\d{1,3}>", source):
+        return f"camera{source.strip('<>').removeprefix('video')}"
+    path = pathlib.Path(source if "://" in source else pathlib.Path(source).resolve())
+    name = path.name if path.is_dir() else path.stem
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "video"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`(height, width)` of "WIDTHxHEIGHT".
+
+    >>> parse_size("768x576")
+    (576, 768)
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match or int(match[1]) < 1 or int(match[2]) < 1:
+        raise UsageError(f"--size must be WIDTHxHEIGHT in pixels, such as 768x576, got {text!r}")
+    return int(match[2]), int(match[1])
+
+
+@contextlib.contextmanager
+def output_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write into; its files appear in `out`, all of them, when all went well.
+
+    Raises:
+      UsageError: `out` is a file.
+      OSError: `out` cannot be made or written to.
+    """
+    out = out.resolve()
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is not a folder")
+    made = [folder for folder in out.parents if not folder.exists()]  # the deepest first
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield temporary
+        out.mkdir(exist_ok=True)
+        for path in temporary.iterdir():
+            path.replace(out / path.name)
+    except BaseException:
+        shutil.rmtree(temporary)
+        for folder in made:
+            with contextlib.suppress(OSError):  # somebody else put something there
+                folder.rmdir()
+        raise
+    temporary.rmdir()
+
+
+@contextlib.contextmanager
+def _recorded_warnings() -> Iterator[list[str]]:
+    """Prints what a source has to say of itself in one line each, and collects it."""
+    messages: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", VideoWarning)
+        show = warnings.showwarning
+
+        def record(message, category, *arguments, **options):
+            if not issubclass(category, VideoWarning):
+                return show(message, category, *arguments, **options)
+            messages.append(str(message))
+            print(f"dynvid: warning: {message}", file=sys.stderr)
+
+        warnings.showwarning = record
+        yield messages
+
+
+@contextlib.contextmanager
+def _progress(length: int | None):
+    """A progress bar on the terminal; yields what takes the measures so far."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("frames", total=length, figures="")
+
+        def advance(measures: Sequence[Measures]) -> None:
+            last = measures[-1]
+            figures = f"{last.mac_fraction:.0%} of MACs"
+            if not math.isnan(last.seconds):
+                figures += f", {1e3 * last.seconds:.1f} ms"
+            bar.update(task, advance=1, figures=figures)
+
+        yield advance
+
+
+def _annotate(detector: Detector, result: FrameResult, before: Sequence[Measures]) -> np.ndarray:
+    labels = [
+        f"{detector.class_name(int(index))} {score:.2f}"
+        for index, score in zip(result.classes, result.scores, strict=True)
+    ]
+    return annotate_frame(
+        result.frame,
+        boxes=result.boxes,
+        labels=labels,
+        classes=result.classes,
+        changed=result.changed,
+        work=[m.mac_fraction for m in before[-1000:]] + [result.measures.mac_fraction],
+    )
+
+
+def _per_frame(measures: Sequence[Measures]) -> dict[str, list[float | None]]:
+    """Every series that was measured, by name, with None for what is missing in it."""
+    series = {
+        name: [None if math.isnan(value) else value for value in values]
+        for name, values in zip(Measures._fields, zip(*measures, strict=True), strict=True)
+    }
+    return {name: values for name, values in series.items() if any(v is not None for v in values)}
+
+
+def _plot(path: pathlib.Path, measures: Sequence[Measures], *, title: str) -> None:
+    series = {name: [getattr(m, name) for m in measures] for name in Measures._fields}
+    compared = not all(math.isnan(value) for value in series["dense_seconds"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a single frame has no times at all
+        plot_report(
+            path,
+            mac_fraction=series["mac_fraction"],
+            seconds=series["seconds"],
+            similarity=series["similarity"],
+            dense_seconds=series["dense_seconds"] if compared else None,
+            title=title,
+        )
+
+
+def _summary(report: dict[str, Any]) -> Table:
+    """What the report says, for people."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+
+    def row(key: str, text: str, note: str = "") -> None:
+        if report.get(key) is not None:
+            table.add_row(text.format(report[key]), note)
+
+    row("frames", "{} frames")
+    row("mac_fraction", "{:.1%} of the multiply-accumulates", "mean over all but the first frame")
+    row("scene_similarity", "{:.2%} of the pixels unchanged")
+    if report["seconds_per_frame"] is not None:
+        table.add_row(f"{1e3 * report['seconds_per_frame']:.1f} ms a frame", "median, network only")
+    if report.get("speedup") is not None:
+        table.add_row(f"{1e3 * report['dense_seconds_per_frame']:.1f} ms a frame densely", "median")
+        row("speedup", "{:.2f} times as fast")
+        row("fraction_of_ideal", "{:.0%} of the ideal", "speed-up times share of work")
+        row("detection_agreement", "{:.3f} agreement of detections", "F1 against dense, same frame")
+        largest = report["max_abs_output_at_reference"]
+        row(
+            "max_abs_difference_at_reference",
+            "{:.2g} largest difference in raw outputs",
+            f"from dense on the reference frames, largest output {largest:.3g}; "
+            + ("rounding only" if report["truncation"] == 0 else "what --truncation allows"),
+        )
+    return table
+
+
+def _check_number(name: str, value: float, most: float) -> None:
+    if not 0 <= value <= most or math.isinf(value):
+        limits = "at least 0" if math.isinf(most) else f"between 0 and {most:g}"
+        raise UsageError(f"{name} must be {limits}, got {value:g}")
+
+
+def _square(head: Head) -> tuple[int, int]:
+    return head.longest_side, head.longest_side
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
