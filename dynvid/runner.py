@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynvid.incremental import incremental
+from dynvid.incremental.plan import Segment
+from dynvid.incremental.transform import plan_for
 from dynvid.metrics.average_precision import detection_agreement
 from dynvid.models.detection import Detections, Head, Letterbox
 from dynvid.ops.difference import changed_pixels
@@ -131,7 +133,7 @@ def detect_video(
       detector: the network.
       frames: `(H, W, 3)` uint8 each, all of one size.
       threshold: as in `incremental`, in grey levels of 0..255.
-      truncation: as in `incremental`.
+      truncation: as in `incremental`, of all layers but the last ones: see `inner_truncation`.
       compare_dense: whether to run the dense network on the same frames, and on the reference.
 
     Yields:
@@ -155,7 +157,9 @@ def detect_video(
     size = first.shape[:2]
     params = detector.params
     network = detector.on_frames(size)
-    video = incremental(network, threshold=threshold, truncation=truncation)
+    x = jnp.asarray(first)[None]
+    taus = inner_truncation(network, params, x, truncation=truncation)
+    video = incremental(network, threshold=threshold, truncation=taus)
     step = jax.jit(video.step, donate_argnums=1)
     dense = jax.jit(network)
     decode = jax.jit(lambda params, outputs: detector.decode(params, outputs, frame_size=size))
@@ -164,7 +168,6 @@ def detect_video(
         lambda state, frames: changed_pixels(frames, state.reference, threshold=threshold)[0]
     )
 
-    x = jnp.asarray(first)[None]
     state, outputs = video.init(params, x)
     state, outputs = step(params, state, x)
     if compare_dense:
@@ -198,6 +201,41 @@ def detect_video(
             agreed,
         )
         yield _result(frame, changed, found, measures)
+
+
+def inner_truncation(
+    network: Callable[[Params, Frames], Output],
+    params: Params,
+    frames: Frames,
+    *,
+    truncation: float,
+) -> dict[str, float]:
+    """Truncation by layer: none where no arithmetic follows, as there it could save nothing.
+
+    What a detector's last layers give is small beside their root mean square (places within a cell
+    beside logits): truncated like the rest, boxes would stay behind what they enclose.
+
+    Args:
+      network: a function of frames.
+      params: its weights.
+      frames: `(streams, H, W, C)`.
+      truncation: of all other layers.
+
+    Returns:
+      What `incremental` takes as `truncation`.
+
+    >>> blur = lambda kernel, x: jax.lax.conv_general_dilated(
+    ...     x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    >>> inner_truncation(lambda kernel, x: blur(kernel, blur(kernel, x)), jnp.ones((3, 3, 1, 1)),
+    ...     jnp.zeros((1, 32, 32, 1)), truncation=0.5)
+    {'conv_1': 0.5, 'conv_2': 0.0}
+    """
+    plan = plan_for(network, params, frames)
+    read: set[Any] = set()
+    for unit in plan.units:
+        if unit.macs:
+            read.update(unit.on_frame.halo() if isinstance(unit, Segment) else unit.inputs)
+    return {unit.name: 0.0 if read.isdisjoint(unit.outputs) else truncation for unit in plan.units}
 
 
 def summarize(measures: Sequence[Measures]) -> dict[str, Any]:
