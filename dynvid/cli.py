@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import pathlib
 import platform
 import re
@@ -148,7 +149,7 @@ def run(
     Writes annotated.mp4 (boxes, the mask of changed pixels, the work of every frame), report.png
     (work, time and similarity of every frame) and report.json (the same in numbers).
 
-    Examples:
+    Try:
 
     dynvid run
 
@@ -247,7 +248,7 @@ def explain(
 ) -> int:
     """Print, operation by operation, what of a network runs incrementally, and what not and why.
 
-    Examples:
+    Try:
 
     dynvid explain
 
@@ -284,6 +285,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has seen enough; nor may Python's own last flush fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UsageError, VideoError, OSError) as error:
         print(f"dynvid: error: {_one_line(error)}", file=sys.stderr)
         return 2
