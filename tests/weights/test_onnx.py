@@ -291,6 +291,7 @@ FUNCTIONS = {
     "sqrt_of_abs": lambda: chain(("Abs",), ("Sqrt",)),
     "pow_half": lambda: chain(("Abs",), ("Pow", np.float32(1.5))),
     "softmax": lambda: one("Softmax", axis=1),
+    "softmax_of_the_batch": lambda: one("Softmax", axis=0),
     "softmax_flat": lambda: one("Softmax", opset=11),
     "log_softmax": lambda: one("LogSoftmax", axis=-1),
     "reduce_mean": lambda: one("ReduceMean", axes=[2, 3], keepdims=0),
@@ -423,13 +424,29 @@ def test_no_transposition_between_convolutions(tmp_path):
     sliced = graph.node("Slice", joined, *(np.array([k], I64) for k in (1, 7, 1)))
     bigger = graph.node("Resize", sliced, ROI, np.array([1, 1, 2, 2], np.float32))
     last = graph.node("Conv", bigger, KERNEL)
-    graph.save(tmp_path / "m.onnx", graph.node("Transpose", last, perm=[0, 2, 3, 1]))
+    flat = graph.node("Reshape", last, np.array([1, 4, -1], I64))
+    joined = graph.node("Concat", flat, flat, axis=2)
+    graph.save(tmp_path / "m.onnx", graph.node("Transpose", joined, perm=[0, 2, 1]))
     fn, params = load_onnx(tmp_path / "m.onnx")
     frames = integers((2, 9, 8, 6))
     text = str(jax.make_jaxpr(fn)(params, frames))
     assert "transpose" not in text
     assert "gather" not in text
     compare(tmp_path / "m.onnx", integers(SHAPE, 5))
+
+
+def test_streams_take_the_place_of_the_batch_of_one(tmp_path):
+    graph = Graph()
+    value = graph.node("Conv", "x", KERNEL)
+    split = graph.node("Reshape", value, np.array([1, 2, 2, 7, 6], I64))
+    swapped = graph.node("Transpose", split, perm=[0, 2, 1, 3, 4])
+    graph.save(tmp_path / "m.onnx", graph.node("Reshape", swapped, np.array([1, -1], I64)))
+    fn, params = load_onnx(tmp_path / "m.onnx")
+    one_stream, three = (
+        [equation.primitive.name for equation in jax.make_jaxpr(fn)(params, frames).eqns]
+        for frames in (np.zeros((1, 9, 8, 6), np.float32), np.zeros((3, 9, 8, 6), np.float32))
+    )
+    assert one_stream == three
 
 
 def test_channels_last_graph_takes_frames_as_they_are(tmp_path):
