@@ -473,26 +473,41 @@ def _resize(node, x, matrix, mine, other, first, layout, products) -> SpatialOp 
     place[mine[0]] = len(free) if first else 0
     out_layout = Layout(*(place[a] for a in layout))
     order = layout.rest(x.ndim)
+    taps = int((end - begin).max()) + 1
 
     def evaluate(context, windows, at, ins):
         region_in, region_out = ins[0][axis], at[axis]
         rows = region_in.starts[:, None] + np.arange(region_in.size)
         columns = region_out.starts[:, None] + np.arange(region_out.size)
-        valid = (rows >= 0) & (rows < weights.shape[0])
-        block = weights[
-            np.clip(rows, 0, weights.shape[0] - 1)[:, :, None],
-            np.clip(columns, 0, weights.shape[1] - 1)[:, None, :],
-        ]
-        block = np.where(valid[:, :, None], block, 0).astype(weights.dtype)
-        per_cell = context.cell_constant(block, axis)
-        # A position outside the frame holds zeros, or NaN where it was computed: never read it.
-        letters = "kiwc,kio->kowc" if axis == 0 else "khic,kio->khoc"
+        columns = np.clip(columns, 0, weights.shape[1] - 1)
         flat = windows[0].reshape(*windows[0].shape[:3], -1)
-        out = jnp.einsum(letters, flat, per_cell, **products)
+
+        def banded():
+            valid = (rows >= 0) & (rows < weights.shape[0])
+            clipped = np.clip(rows, 0, weights.shape[0] - 1)
+            block = weights[clipped[:, :, None], columns[:, None, :]]
+            block = np.where(valid[:, :, None], block, 0).astype(weights.dtype)
+            letters = "kiwc,kio->kowc" if axis == 0 else "khic,kio->khoc"
+            return jnp.einsum(letters, flat, context.cell_constant(block, axis), **products)
+
+        def tapped():
+            read = begin[columns][..., None] + np.arange(taps)
+            within = read <= end[columns][..., None]
+            read = np.minimum(read, end[columns][..., None])
+            weight = np.where(within, weights[read, columns[..., None]], 0).astype(weights.dtype)
+            index = np.clip(read - region_in.starts[:, None, None], 0, region_in.size - 1)
+            index = context.cell_constant(index.astype(np.int32), axis)
+            weight = context.cell_constant(weight, axis)
+            take = jax.vmap(lambda window, i: jnp.take(window, i, axis=axis))
+            letters = "kotwc,kot->kowc" if axis == 0 else "khotc,kot->khoc"
+            return jnp.einsum(letters, take(flat, index), weight, **products)
+
+        # Zero times NaN is NaN: the product would spread one over the window, and what it spoils
+        # there is in no change mask.
+        out = lax.cond(jnp.isfinite(jnp.sum(flat)), banded, tapped)
         return [out.reshape(*out.shape[:3], *windows[0].shape[3:])]
 
     del node
-    taps = int((end - begin).max()) + 1
     rest = math.prod(x.shape[a] for a in order)
     return SpatialOp("stencil", (x,), (reach,), (out_layout,), evaluate, fill=0, macs=taps * rest)
 
