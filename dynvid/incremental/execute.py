@@ -313,7 +313,7 @@ class Runner:
             for value, array in zip(unit.outputs, run(unit), strict=True):  # type: ignore[arg-type]
                 i = self.slot[value]
                 names[i] = unit.name
-                tolerances[i] = plan.truncation[unit.name] * self._rms(value, array)
+                tolerances[i] = plan.truncation[value] * self._rms(value, array)
                 if value in plan.layouts:
                     low, high = plan.halos[value]
                     array = cells.add_halo(array, low=low, high=high)
@@ -399,17 +399,17 @@ class Runner:
         total = jnp.sum(counts)
         limit = segment.break_even * active.size if segment.on_cells is not None else 0
         dense = total > limit
-        refresh = self.plan.truncation[segment.name] > 0
+        refresh = [self.plan.truncation[value] > 0 for value in segment.outputs]
         halos = [self.plan.halos[value] for value in segment.outputs]
         carry = (
             [self.caches[i] for i in slots],
-            [jnp.zeros_like(mask) for mask in marked] if refresh else [],
+            [jnp.zeros_like(m) if r else m for m, r in zip(marked, refresh, strict=True)],
         )
 
         def on_frame(carry):
             caches, marks = list(carry[0]), list(carry[1])
             for i, new in enumerate(self._on_frame(segment)):
-                if refresh:
+                if refresh[i]:
                     old = interior(caches[i], halos[i])
                     moved = marked[i] & _differs(
                         new, old, self.tolerances[slots[i]], tuple(range(3, new.ndim))
@@ -422,13 +422,13 @@ class Runner:
         if segment.break_even < 1:
             carry = lax.cond(dense, on_frame, lambda carry: carry, carry)
         if segment.on_cells is not None:
-            carry = self._loop(segment, active, jnp.where(dense, 0, total), marked, carry)
+            carry = self._loop(segment, active, jnp.where(dense, 0, total), marked, refresh, carry)
         for i, cache in zip(slots, carry[0], strict=True):
             self.caches[i] = cache
-        self.change.update(zip(segment.outputs, carry[1] if refresh else marked, strict=True))
+        self.change.update(zip(segment.outputs, carry[1], strict=True))
         return counts, dense
 
-    def _loop(self, segment: Segment, active, total, marked, carry):
+    def _loop(self, segment: Segment, active, total, marked, refresh: list[bool], carry):
         """The hot loop: gathers a chunk of cells, computes them, writes them back."""
         part = segment.on_cells
         assert part is not None
@@ -449,7 +449,7 @@ class Runner:
             for i, new in enumerate(self._run(part, stream, (row, column), dense=False)):
                 (top, left), _ = halos[i]
                 at = (stream, rows + top, columns + left)
-                if marks:
+                if refresh[i]:
                     old = cells.gather_windows(caches[i], *at, size=size)
                     here = (stream, rows, columns)
                     tolerance = self.tolerances[slots[i]][stream]

@@ -89,7 +89,7 @@ class Plan:
       units: Segments and boundaries, in order of execution.
       kept: The values kept between frames, in the order of `State.caches`.
       halos: How far windows reach out of the frames and each kept value.
-      truncation: The relative truncation of each unit.
+      truncation: The relative truncation of each kept value.
     """
 
     graph: Graph
@@ -100,7 +100,7 @@ class Plan:
     units: tuple[Unit, ...]
     kept: tuple[Value, ...]
     halos: dict[Value, tuple[tuple[int, int], tuple[int, int]]]
-    truncation: dict[str, float]
+    truncation: dict[Value, float]
 
     @property
     def dense_macs(self) -> int:
@@ -507,24 +507,36 @@ def make_plan(
             v: (low, (end[0] - grids[v][0], end[1] - grids[v][1]))
             for v, (low, end) in halos.items()
         },
-        truncation=_truncation(truncation, names),
+        truncation=_truncation(truncation, units),
     )
 
 
-def _truncation(given: float | Mapping[str, float], names: list[str]) -> dict[str, float]:
+def _truncation(given: float | Mapping[str, float], units: list[Unit]) -> dict[Value, float]:
+    """The truncation of each kept value; none for what no further arithmetic reads.
+
+    Truncating that saves nothing, and does harm: a detector's box offsets are small beside the
+    root mean square of the logits in the same map.
+    """
+    names = [unit.name for unit in units]
     if not isinstance(given, Mapping):
-        return dict.fromkeys(names, float(given))
+        given = dict.fromkeys(names, float(given))
     unknown = sorted(set(given) - set(names))
     if unknown:
         raise ValueError(f"truncation names layers {unknown}; expected some of {names}")
-    return {name: float(given.get(name, 0.0)) for name in names}
+    read: set[Value] = set()
+    for unit in units:
+        if unit.macs:
+            read |= _inputs(unit)
+    return {
+        value: float(given.get(unit.name, 0.0)) if value in read else 0.0
+        for unit in units
+        for value in unit.outputs
+    }
 
 
-def leaves(value: Value) -> list[Value]:
-    """The values without position that spreading `value` over a window starts from."""
-    node = value.node
-    if node is None or value.constant is not None:
-        return [value]
-    if node.primitive.name == "broadcast_in_dim":
-        return leaves(node.inputs[0])
-    return [value]
+def _inputs(unit: Unit) -> set[Value]:
+    """The values that a unit reads from others."""
+    if isinstance(unit, Boundary):
+        return set(unit.inputs)
+    vectors = {v for node in unit.nodes for v in node.inputs if v.dynamic}
+    return vectors | {value for value, _ in unit.on_frame.gathers}

@@ -34,8 +34,9 @@ def incremental(
         uint8, and any pytree of outputs. What has no incremental rule is computed in full.
       threshold: In the unit of the frames. Zero recomputes exactly what differs.
       truncation: A recomputed value replaces the cached one only where it moved by at least this,
-        relative to the layer's root mean square on the first frame of its stream. One number, or
-        a mapping by layer (the names that `explain` prints); layers left out are exact.
+        relative to the layer's root mean square on the first frame of its stream. One number for
+        all layers but the last (what no further arithmetic reads is never held back by it), or a
+        mapping by layer (the names that `explain` prints); layers left out are exact.
       reference: "last_used" compares with the pixels that the caches were computed from;
         "previous" with the previous frame, as the paper does, and drifts.
       channels: How channels are joined into one difference: see `changed_pixels`.
