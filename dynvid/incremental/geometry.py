@@ -108,7 +108,7 @@ def required(reach: Reach, region: Region) -> Region:
     return Region(first, max(1, int((last - first).max()) + 1))
 
 
-def cells(length: int, cell: int, align: int = 1) -> Region:
+def cells(length: int, cell: int) -> Region:
     """Cuts an axis into cells; the last one is moved back so that none leaves the axis.
 
     >>> cells(10, 4)
@@ -117,6 +117,4 @@ def cells(length: int, cell: int, align: int = 1) -> Region:
     if cell >= length:
         return Region(np.zeros(1, np.int64), length)
     starts = np.minimum(np.arange(-(-length // cell)) * cell, length - cell)
-    if (starts % align).any():
-        return Region(np.zeros(1, np.int64), length)
     return Region(starts, cell)
