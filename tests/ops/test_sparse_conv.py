@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dynvid.ops import masks
-from dynvid.ops.sparse_conv import pixel_sparse_conv
+from dynvid.ops.sparse_conv import cell_sparse_conv, pixel_sparse_conv
 from tests.ops.geometry import convolve, geometries
 
 SAME = {
@@ -58,21 +58,25 @@ def mask_of(kind, size, seed, streams=2):
 KINDS = ["empty", "pixel", "border", "some", "full"]
 
 
-def check(geometry, size, groups, seed, capacity=None):
-    """Compares the two under every kind of mask, with one compilation."""
+def check(geometry, size, groups, seed, capacity=None, cell=2):
+    """Compares both partitions with dense under every kind of mask, with one compilation."""
     x, kernel, previous = problem(geometry, size, groups, seed)
 
     @jax.jit
-    def both(mask):
-        sparse = pixel_sparse_conv(
-            x, kernel, previous, mask, groups=groups, capacity=capacity, **options(geometry)
+    def all_three(mask):
+        arguments = (x, kernel, previous, mask)
+        by_pixel = pixel_sparse_conv(
+            *arguments, groups=groups, capacity=capacity, **options(geometry)
         )
-        return sparse, masks.stencil(mask, **geometry), convolve(x, kernel, geometry, groups)
+        by_cell = cell_sparse_conv(*arguments, groups=groups, cell=cell, **options(geometry))
+        dense = convolve(x, kernel, geometry, groups)
+        return by_pixel, by_cell, masks.stencil(mask, **geometry), dense
 
     for kind in KINDS:
-        sparse, impacted, dense = both(mask_of(kind, size, seed))
+        by_pixel, by_cell, impacted, dense = all_three(mask_of(kind, size, seed))
         expected = np.where(impacted[..., None], dense, previous)
-        np.testing.assert_array_equal(sparse, expected, err_msg=kind)
+        np.testing.assert_array_equal(by_pixel, expected, err_msg=f"pixels, {kind}")
+        np.testing.assert_array_equal(by_cell, expected, err_msg=f"cells, {kind}")
 
 
 @settings(max_examples=25, deadline=None)
@@ -81,13 +85,14 @@ def check(geometry, size, groups, seed, capacity=None):
     st.sampled_from([1, 2, 3, 4]),
     st.integers(0, 99),
     st.sampled_from([None, 1, 20]),
+    st.integers(1, 5),
 )
-def test_equals_the_convolution_under_the_mask(case, groups, seed, capacity):
+def test_equals_the_convolution_under_the_mask(case, groups, seed, capacity, cell):
     geometry, size = case
     x = jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)
     kernel = jax.ShapeDtypeStruct((*geometry["window"], 1, 1), jnp.float32)
     assume(jax.eval_shape(lambda x, kernel: convolve(x, kernel, geometry), x, kernel).size > 0)
-    check(geometry, size, groups, seed, capacity)
+    check(geometry, size, groups, seed, capacity, cell)
 
 
 @pytest.mark.parametrize(
@@ -243,3 +248,38 @@ def test_shapes_that_do_not_fit_are_named(replace, message):
     arrays = [call.pop(name) for name in ("x", "kernel", "previous", "mask")]
     with pytest.raises(ValueError, match=message):
         pixel_sparse_conv(*arrays, **call)
+
+
+@pytest.mark.parametrize("cell", [1, 2, 3, 4])
+def test_wide_layers_by_cells(cell):
+    """Sixteen channels and more take Winograd's form on even cells: exact on whole numbers too."""
+    generator = np.random.default_rng(cell)
+    x = whole_numbers(generator, 2, 9, 7, 17)
+    kernel = whole_numbers(generator, 3, 3, 17, 19)
+    dense = convolve(x, kernel, SAME)
+    mask = mask_of("some", (9, 7), cell)
+    previous = jnp.full_like(dense, 0.25)
+    found = jax.jit(functools.partial(cell_sparse_conv, cell=cell, **options(SAME)))(
+        x, kernel, previous, mask
+    )
+    expected = np.where(masks.stencil(mask, **SAME)[..., None], dense, previous)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_what_is_not_finite_spreads_no_further_than_its_window(bad):
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(whole_numbers(generator, 1, 8, 8, 16)).at[0, 3, 4, 0].set(bad)
+    kernel = jnp.ones((3, 3, 16, 16))
+    dense = convolve(x, kernel, SAME)
+    mask = mask_of("full", (8, 8), 0, streams=1)
+    found = jax.jit(functools.partial(cell_sparse_conv, **options(SAME)))(
+        x, kernel, jnp.zeros_like(dense), mask
+    )
+    np.testing.assert_array_equal(found, dense)
+
+
+def test_a_cell_has_at_least_one_pixel():
+    x, kernel, previous = problem(SAME, (6, 6), 1, seed=0)
+    with pytest.raises(ValueError, match="cell: expected at least 1, got 0"):
+        cell_sparse_conv(x, kernel, previous, mask_of("full", (6, 6), 0), cell=0, **options(SAME))
