@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynvid.incremental import incremental
-from dynvid.incremental.plan import Segment
-from dynvid.incremental.transform import plan_for
+from dynvid.incremental import explain, incremental
 from dynvid.metrics.average_precision import detection_agreement
 from dynvid.models.detection import Detections, Head, Letterbox
 from dynvid.ops.difference import changed_pixels
@@ -133,7 +131,7 @@ def detect_video(
       detector: the network.
       frames: `(H, W, 3)` uint8 each, all of one size.
       threshold: as in `incremental`, in grey levels of 0..255.
-      truncation: as in `incremental`, of all layers but the last ones: see `inner_truncation`.
+      truncation: as in `incremental`, of the network's own layers: see `network_truncation`.
       compare_dense: whether to run the dense network on the same frames, and on the reference.
 
     Yields:
@@ -158,7 +156,7 @@ def detect_video(
     params = detector.params
     network = detector.on_frames(size)
     x = jnp.asarray(first)[None]
-    taus = inner_truncation(network, params, x, truncation=truncation)
+    taus = network_truncation(detector, x, truncation=truncation)
     video = incremental(network, threshold=threshold, truncation=taus)
     step = jax.jit(video.step, donate_argnums=1)
     dense = jax.jit(network)
@@ -203,39 +201,32 @@ def detect_video(
         yield _result(frame, changed, found, measures)
 
 
-def inner_truncation(
-    network: Callable[[Params, Frames], Output],
-    params: Params,
-    frames: Frames,
-    *,
-    truncation: float,
+def network_truncation(
+    detector: Detector, frames: Frames, *, truncation: float
 ) -> dict[str, float]:
-    """Truncation by layer: none where no arithmetic follows, as there it could save nothing.
+    """Truncation by layer: none where frames are resized, which is no layer of the network.
 
-    What a detector's last layers give is small beside their root mean square (places within a cell
-    beside logits): truncated like the rest, boxes would stay behind what they enclose.
+    A picture's root mean square is that of its brightness: half of it is some sixty grey levels,
+    and what moves by less would never reach the network. The threshold is what filters pixels.
 
     Args:
-      network: a function of frames.
-      params: its weights.
-      frames: `(streams, H, W, C)`.
-      truncation: of all other layers.
+      detector: the network.
+      frames: `(1, H, W, 3)` uint8.
+      truncation: of the network's own layers.
 
     Returns:
       What `incremental` takes as `truncation`.
 
-    >>> blur = lambda kernel, x: jax.lax.conv_general_dilated(
-    ...     x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    >>> inner_truncation(lambda kernel, x: blur(kernel, blur(kernel, x)), jnp.ones((3, 3, 1, 1)),
-    ...     jnp.zeros((1, 32, 32, 1)), truncation=0.5)
-    {'conv_1': 0.5, 'conv_2': 0.0}
+    >>> from dynvid.models.synthetic_detector import HEAD, load_synthetic_detector
+    >>> detector = Detector("shipped", *load_synthetic_detector(), HEAD, "synthetic", (64, 64))
+    >>> network_truncation(detector, jnp.zeros((1, 96, 96, 3), jnp.uint8), truncation=0.5)
+    {'dot_1': 0.0, 'dot_2': 0.0, 'conv_1': 0.5, ..., 'conv_6': 0.5}
     """
-    plan = plan_for(network, params, frames)
-    read: set[Any] = set()
-    for unit in plan.units:
-        if unit.macs:
-            read.update(unit.on_frame.halo() if isinstance(unit, Segment) else unit.inputs)
-    return {unit.name: 0.0 if read.isdisjoint(unit.outputs) else truncation for unit in plan.units}
+    size = (frames.shape[1], frames.shape[2])
+    before = detector.head.on_frames(lambda _, images: images, detector.geometry(size))
+    resizing = explain(before, None, frames).layers
+    layers = explain(detector.on_frames(size), detector.params, frames).layers
+    return {name: 0.0 if name in resizing else truncation for name in layers}
 
 
 def summarize(measures: Sequence[Measures]) -> dict[str, Any]:
