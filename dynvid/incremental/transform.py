@@ -120,6 +120,8 @@ def plan_for(
     """Traces a function and plans it; `params` and `frames` may be shapes."""
     if len(frames.shape) != 4:
         raise ValueError(f"frames must be (streams, H, W, C); got shape {tuple(frames.shape)}")
+    if frames.dtype != jnp.uint8 and not jnp.issubdtype(frames.dtype, jnp.floating):
+        raise ValueError(f"frames must be floating or uint8; got {frames.dtype}")
     shapes = jax.eval_shape(lambda x: x, (params, frames))
     return make_plan(trace(fn, *shapes), truncation=truncation, cell=cell)
 
