@@ -414,6 +414,8 @@ class Runner:
                     moved = marked[i] & _differs(
                         new, old, self.tolerances[slots[i]], tuple(range(3, new.ndim))
                     )
+                    whole = masks.to_cells(moved, segment.cell)
+                    moved = marked[i] & masks.from_cells(whole, segment.cell, segment.grid)
                     new = jnp.where(moved.reshape(*moved.shape, *(1,) * (new.ndim - 3)), new, old)
                     marks[i] = moved
                 caches[i] = write_interior(caches[i], new, halos[i])
@@ -454,6 +456,8 @@ class Runner:
                     here = (stream, rows, columns)
                     tolerance = self.tolerances[slots[i]][stream]
                     moved = _differs(new, old, tolerance, tuple(range(3, new.ndim)))
+                    # A cell is replaced as a whole: the border of what moved would stay behind.
+                    moved = jnp.any(moved, axis=(1, 2), keepdims=True)
                     moved &= cells.gather_windows(marked[i], *here, size=size)
                     new = jnp.where(moved.reshape(*moved.shape, *(1,) * (new.ndim - 3)), new, old)
                     # Cells at the far border overlap: what one marked, the next must not unmark.

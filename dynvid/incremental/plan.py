@@ -507,15 +507,19 @@ def make_plan(
             v: (low, (end[0] - grids[v][0], end[1] - grids[v][1]))
             for v, (low, end) in halos.items()
         },
-        truncation=_truncation(truncation, units),
+        truncation=_truncation(truncation, units, graph),
     )
 
 
-def _truncation(given: float | Mapping[str, float], units: list[Unit]) -> dict[Value, float]:
-    """The truncation of each kept value; none for what no further arithmetic reads.
+def _truncation(
+    given: float | Mapping[str, float], units: list[Unit], graph: Graph
+) -> dict[Value, float]:
+    """The truncation of each kept value; none at either end of the network.
 
-    Truncating that saves nothing, and does harm: a detector's box offsets are small beside the
-    root mean square of the logits in the same map.
+    What no further arithmetic reads would save nothing, and do harm: a detector's box offsets are
+    small beside the root mean square of the logits in the same map. What no parameter went into is
+    still a picture, perhaps resized: its root mean square is that of its brightness, and it is the
+    threshold that filters it.
     """
     names = [unit.name for unit in units]
     if not isinstance(given, Mapping):
@@ -527,11 +531,20 @@ def _truncation(given: float | Mapping[str, float], units: list[Unit]) -> dict[V
     for unit in units:
         if unit.macs:
             read |= _inputs(unit)
+    learned: set[Value] = set()
+    for node in graph.nodes:
+        if any(v in learned or _is_weight(v) for v in node.inputs):
+            learned.update(node.outputs)
     return {
-        value: float(given.get(unit.name, 0.0)) if value in read else 0.0
+        value: float(given.get(unit.name, 0.0)) if value in read & learned else 0.0
         for unit in units
         for value in unit.outputs
     }
+
+
+def _is_weight(value: Value) -> bool:
+    """Whether a value is a parameter, or an array of weights that the function closes over."""
+    return isinstance(value.argument, int) or (value.constant is not None and value.ndim > 1)
 
 
 def _inputs(unit: Unit) -> set[Value]:
