@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynvid.incremental import explain, incremental
+from dynvid.incremental import incremental
 from dynvid.metrics.average_precision import detection_agreement
 from dynvid.models.detection import Detections, Head, Letterbox
 from dynvid.ops.difference import changed_pixels
@@ -131,7 +131,7 @@ def detect_video(
       detector: the network.
       frames: `(H, W, 3)` uint8 each, all of one size.
       threshold: as in `incremental`, in grey levels of 0..255.
-      truncation: as in `incremental`, of the network's own layers: see `network_truncation`.
+      truncation: as in `incremental`.
       compare_dense: whether to run the dense network on the same frames, and on the reference.
 
     Yields:
@@ -156,8 +156,7 @@ def detect_video(
     params = detector.params
     network = detector.on_frames(size)
     x = jnp.asarray(first)[None]
-    taus = network_truncation(detector, x, truncation=truncation)
-    video = incremental(network, threshold=threshold, truncation=taus)
+    video = incremental(network, threshold=threshold, truncation=truncation)
     step = jax.jit(video.step, donate_argnums=1)
     dense = jax.jit(network)
     decode = jax.jit(lambda params, outputs: detector.decode(params, outputs, frame_size=size))
@@ -199,34 +198,6 @@ def detect_video(
             agreed,
         )
         yield _result(frame, changed, found, measures)
-
-
-def network_truncation(
-    detector: Detector, frames: Frames, *, truncation: float
-) -> dict[str, float]:
-    """Truncation by layer: none where frames are resized, which is no layer of the network.
-
-    A picture's root mean square is that of its brightness: half of it is some sixty grey levels,
-    and what moves by less would never reach the network. The threshold is what filters pixels.
-
-    Args:
-      detector: the network.
-      frames: `(1, H, W, 3)` uint8.
-      truncation: of the network's own layers.
-
-    Returns:
-      What `incremental` takes as `truncation`.
-
-    >>> from dynvid.models.synthetic_detector import HEAD, load_synthetic_detector
-    >>> detector = Detector("shipped", *load_synthetic_detector(), HEAD, "synthetic", (64, 64))
-    >>> network_truncation(detector, jnp.zeros((1, 96, 96, 3), jnp.uint8), truncation=0.5)
-    {'dot_1': 0.0, 'dot_2': 0.0, 'conv_1': 0.5, ..., 'conv_6': 0.5}
-    """
-    size = (frames.shape[1], frames.shape[2])
-    before = detector.head.on_frames(lambda _, images: images, detector.geometry(size))
-    resizing = explain(before, None, frames).layers
-    layers = explain(detector.on_frames(size), detector.params, frames).layers
-    return {name: 0.0 if name in resizing else truncation for name in layers}
 
 
 def summarize(measures: Sequence[Measures]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """ResNet-50 (He et al. 2016), with the stride on the 3x3 convolution as in later practice."""
 
+from typing import Any
+
 import jax
 from flax import nnx
 
@@ -76,7 +78,8 @@ class ResNet50(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `(N, H, W, 3)` to conv5, `(N, H / 32, W / 32, 2048)`."""
         x = nnx.relu(self.norm(self.stem(x)))
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        pads: Any = ((1, 1), (1, 1))  # flax documents pairs but annotates a string
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pads)
         for block in self.blocks:
             x = block(x)
         return x
