@@ -21,8 +21,8 @@ def compilations():
     """Counts the executables that XLA makes inside the block."""
     seen = []
 
-    def listen(event, duration, **_):
-        del duration
+    def listen(event, duration_secs, **_):
+        del duration_secs
         if event == COMPILED:
             seen.append(event)
 
