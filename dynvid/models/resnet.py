@@ -64,9 +64,7 @@ class ResNet50(nnx.Module):
     """
 
     def __init__(self, *, rngs: nnx.Rngs):
-        self.stem = nnx.Conv(
-            3, 64, (7, 7), 2, padding=[(3, 3), (3, 3)], use_bias=False, rngs=rngs
-        )
+        self.stem = nnx.Conv(3, 64, (7, 7), 2, padding=[(3, 3), (3, 3)], use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(64, use_running_average=True, rngs=rngs)
         self.blocks = nnx.List()
         depth = 64
