@@ -506,7 +506,7 @@ def _plot(path: pathlib.Path, measures: Sequence[Measures], *, title: str) -> No
         warnings.simplefilter("ignore", RuntimeWarning)  # a single frame has no times at all
         plot_report(
             path,
-            mac_fraction=series["mac_fraction"],
+            mac_fraction=[float("nan"), *series["mac_fraction"][1:]],  # the first frame is dense
             seconds=series["seconds"],
             similarity=series["similarity"],
             dense_seconds=series["dense_seconds"] if compared else None,

@@ -101,7 +101,7 @@ class Explanation:
 def explain(
     fn: Callable[[Params, jax.Array], Any],
     params: Params,
-    frames: jax.Array,
+    frames: jax.Array | jax.ShapeDtypeStruct,
     *,
     cell: int | None = None,
 ) -> Explanation:

@@ -113,7 +113,7 @@ def incremental(
 def plan_for(
     fn: Callable[[Params, jax.Array], Any],
     params: Params,
-    frames: jax.Array,
+    frames: jax.Array | jax.ShapeDtypeStruct,
     *,
     truncation: float | Mapping[str, float] = 0.0,
     cell: int | None = None,
@@ -140,7 +140,9 @@ def map_caches(
 
     Returns:
       The state with the transformed maps. The reference frames stay as they are: pass the
-      positions that are no longer right as `mask` to the next step.
+      positions that are no longer right as `mask` to the next step, of a function made with
+      `reference="previous"`, so that what it computes again reads the new frame beside the mask
+      too.
 
     Raises:
       ValueError: Where `transform` changes a shape.
