@@ -74,10 +74,10 @@ def write_interior(padded: jax.Array, values: jax.Array, halo: Halo) -> jax.Arra
     return lax.dynamic_update_slice(padded, values.astype(padded.dtype), start)
 
 
-def _differs(new: jax.Array, old: jax.Array, tolerance: jax.Array | None, axes) -> jax.Array:
+def _differs(new: jax.Array, old: jax.Array, tolerance: jax.Array, axes) -> jax.Array:
     """Where a value moved by at least the tolerance (by anything at all where that is zero)."""
     same = new == old
-    if tolerance is not None and jnp.issubdtype(new.dtype, jnp.floating):
+    if jnp.issubdtype(new.dtype, jnp.floating):
         shape = (-1, *(1,) * (new.ndim - 1)) if new.ndim else ()
         same = same | (jnp.abs(new - old) < tolerance.reshape(shape))
     return jnp.any(~same, axis=axes)
@@ -220,10 +220,6 @@ class Runner:
         """A map that is kept, in canonical order with its halo."""
         return self.frames if value is self.plan.graph.frames else self.caches[self.slot[value]]
 
-    def _set_weights(self, weights: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        self.weights = dict(zip(self._winograd, weights, strict=True))
-        return weights
-
     def _prepare(self) -> tuple[jax.Array, ...]:
         """The kernels of the cells' convolutions in Winograd's form."""
         weights = []
@@ -361,7 +357,7 @@ class Runner:
           composite: Whether unchanged pixels keep their reference value (else: the new one).
         """
         plan = self.plan
-        self._set_weights(state.weights)
+        self.weights = dict(zip(self._winograd, state.weights, strict=True))
         self.caches = list(state.caches)
         self.tolerances = state.tolerances
         new = jnp.where(changed[..., None], frames, state.reference) if composite else frames

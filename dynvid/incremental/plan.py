@@ -193,6 +193,7 @@ class _Planner:
         self.ops: dict[Node, SpatialOp] = {}
         self.reasons: dict[Node, str] = {}
         self.home: dict[Node, int] = {}
+        self.waits: dict[Value, int] = {}  # of values that no unit computes
         self.members: list[list[Node]] = []
         self.is_segment: list[bool] = []
         self.consumers = graph.consumers()
@@ -240,7 +241,9 @@ class _Planner:
             return -1
         if value.node in self.home:
             return self.home[value.node]
-        return max((self.depends(v) for v in value.node.inputs), default=-1)
+        if value not in self.waits:
+            self.waits[value] = max((self.depends(v) for v in value.node.inputs), default=-1)
+        return self.waits[value]
 
     def _aligned(self, value: Value, unit: int) -> bool:
         """Whether what a value reads of a segment is the same position of its grid."""
