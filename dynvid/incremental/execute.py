@@ -83,6 +83,11 @@ def _differs(new: jax.Array, old: jax.Array, tolerance: jax.Array, axes) -> jax.
     return jnp.any(~same, axis=axes)
 
 
+def _choose(moved: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """The new value at positions `(n, h, w)` that moved, the old one elsewhere."""
+    return jnp.where(moved.reshape(*moved.shape, *(1,) * (new.ndim - 3)), new, old)
+
+
 class _Dense:
     """Evaluates values in the model's own layout, from what is kept; remembers what it made."""
 
@@ -201,7 +206,7 @@ class Runner:
             for unit in plan.units
             if isinstance(unit, Segment) and unit.on_cells is not None
             for step in unit.on_cells.steps
-            if step.op.winograd and step.out.rows.size % 2 == step.out.columns.size % 2 == 0
+            if step.by_winograd
         ]
 
     # What is kept.
@@ -412,7 +417,7 @@ class Runner:
                     )
                     whole = masks.to_cells(moved, segment.cell)
                     moved = marked[i] & masks.from_cells(whole, segment.cell, segment.grid)
-                    new = jnp.where(moved.reshape(*moved.shape, *(1,) * (new.ndim - 3)), new, old)
+                    new = _choose(moved, new, old)
                     marks[i] = moved
                 caches[i] = write_interior(caches[i], new, halos[i])
             return caches, marks
@@ -455,7 +460,7 @@ class Runner:
                     # A cell is replaced as a whole: the border of what moved would stay behind.
                     moved = jnp.any(moved, axis=(1, 2), keepdims=True)
                     moved &= cells.gather_windows(marked[i], *here, size=size)
-                    new = jnp.where(moved.reshape(*moved.shape, *(1,) * (new.ndim - 3)), new, old)
+                    new = _choose(moved, new, old)
                     # Cells at the far border overlap: what one marked, the next must not unmark.
                     moved |= cells.gather_windows(marks[i], *here, size=size)
                     marks[i] = cells.scatter_windows(marks[i], moved, *here)
@@ -497,8 +502,7 @@ class Runner:
             halo = self.plan.halos[value]
             inside = interior(old, halo)
             moved = _differs(new, inside, tolerance, tuple(range(3, new.ndim)))
-            shape = (*moved.shape, *(1,) * (new.ndim - 3))
-            return write_interior(old, jnp.where(moved.reshape(shape), new, inside), halo), moved
+            return write_interior(old, _choose(moved, new, inside), halo), moved
         axis = self.plan.streams.get(value)
         if axis is None:
             moved = _differs(new, old, jnp.min(tolerance)[None], tuple(range(new.ndim)))

@@ -433,18 +433,13 @@ def _uses_winograd(part: Program) -> bool:
 
 def _break_even(cells_program: Program) -> float:
     """Above which share of active cells whole frames are faster; 1 where cells always win."""
-    total = sum(s.op.macs * s.out.rows.size * s.out.columns.size for s in cells_program.steps)
-    fast = sum(
-        s.op.macs * s.out.rows.size * s.out.columns.size
-        for s in cells_program.steps
-        if s.op.winograd and s.out.rows.size % 2 == s.out.columns.size % 2 == 0
-    )
+    fast = sum(step.macs for step in cells_program.steps if step.by_winograd)
     # Winograd's cells do less than half of the dense products.
-    return 1.0 if 2 * fast > total else 0.6
+    return 1.0 if 2 * fast > cells_program.macs() else 0.6
 
 
 def _window_bytes(cells_program: Program, layouts: dict[Value, Layout]) -> int:
-    """The memory that one cell's windows take, what an im2col of them would take included."""
+    """The memory that one cell's windows take: those gathered and those computed."""
     total = 0
     for value, window in cells_program.gathers:
         rest = math.prod(value.shape[axis] for axis in layouts[value].rest(value.ndim))

@@ -1,7 +1,7 @@
 """Window programs: a piece of the graph, evaluated on the windows of some cells."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +46,16 @@ class Step:
     out: Window
     reads: tuple[Read, ...]
 
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one cell."""
+        return self.op.macs * self.out.rows.size * self.out.columns.size
+
+    @property
+    def by_winograd(self) -> bool:
+        """Whether cells of this size can take Winograd's 2x2 tiles."""
+        return self.op.winograd and self.out.rows.size % 2 == self.out.columns.size % 2 == 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -65,7 +75,7 @@ class Program:
 
     def macs(self) -> int:
         """Multiply-accumulates for one cell."""
-        return sum(s.op.macs * s.out.rows.size * s.out.columns.size for s in self.steps)
+        return sum(step.macs for step in self.steps)
 
     def halo(self) -> dict[Value, Extent]:
         """How far its windows leave each stored value: `((above, left), (below, right))`."""
@@ -198,25 +208,6 @@ def _hull(a: Window, b: Window) -> Window | None:
 
 def _within(held: Window, window: Window) -> bool:
     return all(h.offset(w) is not None for h, w in zip(held, window, strict=True))
-
-
-def sources(
-    values: Iterable[Value], stop: Callable[[Value], bool], ops: dict[Node, SpatialOp]
-) -> set[Value]:
-    """The values where a walk from `values` towards the frames stops."""
-    found: set[Value] = set()
-    seen: set[Value] = set()
-    stack = list(values)
-    while stack:
-        value = stack.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        if stop(value) or value.node is None:
-            found.add(value)
-        else:
-            stack.extend(ops[value.node].operands)
-    return found
 
 
 def run(

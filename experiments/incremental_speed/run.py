@@ -191,14 +191,8 @@ def yolov5n_pets():
     fn, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
     frames = unit(pets(250, (480, 640)))
     accuracy = Accuracy(HEADS["yolov5"], params, (480, 640), [768 / 640, 576 / 480] * 2)
-    found = compare(
-        fn_without_anchors(fn), params, frames, threshold=15 / 255, truncation=0.5, keep=accuracy
-    )
+    found = compare(fn, params, frames, threshold=15 / 255, truncation=0.5, keep=accuracy)
     return found | accuracy.result()
-
-
-def fn_without_anchors(fn):
-    return lambda params, x: fn(params, x)
 
 
 def yolox_pets():
