@@ -14,9 +14,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from dynvid.models.detection import Detections, intersection_over_union
+from dynvid.metrics.average_precision import average_precision, of_class
 from dynvid.models.synthetic_detector import decode_synthetic, load_synthetic_detector
-from dynvid.video.synthetic import CLASS_NAMES, SceneFrame, render, synthetic_scene
+from dynvid.video.synthetic import CLASS_NAMES, render, synthetic_scene
 
 HELD_OUT = 1_000_000  # seeds from here on; training folds its steps into another key
 
@@ -41,27 +41,6 @@ CASES = (
 )
 
 
-def average_precision(found: Detections, truth: SceneFrame, label: int) -> float:
-    """Area under the interpolated precision over recall of one class, IoU at least 0.5 (VOC)."""
-    wanted = truth.visible & (truth.classes == label)
-    of_class = found.valid & (found.classes == label)
-    overlaps = np.asarray(intersection_over_union(found.boxes, truth.boxes))
-    overlaps = np.where(wanted[:, None, :], overlaps, 0.0)
-    taken = np.zeros_like(wanted)
-    right = []
-    images, slots = np.nonzero(of_class)
-    for rank in np.argsort(-found.scores[images, slots], kind="stable"):
-        image, slot = images[rank], slots[rank]
-        best = np.argmax(overlaps[image, slot])
-        hit = overlaps[image, slot, best] >= 0.5 and not taken[image, best]
-        taken[image, best] |= hit
-        right.append(hit)
-    recall = np.cumsum(right) / wanted.sum()
-    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
-
-
 def evaluate(case: Case, *, scenes: int = 100) -> list[float]:
     """AP50 of each class over one frame of each of so many scenes."""
     fn, params = load_synthetic_detector()
@@ -75,7 +54,14 @@ def evaluate(case: Case, *, scenes: int = 100) -> list[float]:
 
     seen = [look(HELD_OUT + i) for i in range(scenes)]
     truth, found = jax.tree.map(lambda *leaves: np.stack(leaves), *seen)
-    return [average_precision(found, truth, label) for label in range(len(CLASS_NAMES))]
+    return [
+        float(
+            average_precision(
+                of_class(found, label), truth.boxes, truth.visible & (truth.classes == label)
+            ).value
+        )
+        for label in range(len(CLASS_NAMES))
+    ]
 
 
 def main(scenes: int = 100) -> None:
