@@ -27,11 +27,21 @@ class VGG16(nnx.Module):
                 depth = width
             self.groups.append(group)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `(N, H, W, 3)` to conv5_3, `(N, H / 16, W / 16, 512)`."""
+    def stages(self, x: jax.Array) -> list[jax.Array]:
+        """Maps `(N, H, W, 3)` to the last map of each group, before its pooling.
+
+        Returns:
+          conv1_2, conv2_2, conv3_3, conv4_3 and conv5_3: `(N, H / 2^i, W / 2^i, C)`, i from 0.
+        """
+        maps = []
         for i, group in enumerate(self.groups):
             if i:
                 x = nnx.max_pool(x, (2, 2), strides=(2, 2))
             for conv in group:
                 x = nnx.relu(conv(x))
-        return x
+            maps.append(x)
+        return maps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `(N, H, W, 3)` to conv5_3, `(N, H / 16, W / 16, 512)`."""
+        return self.stages(x)[-1]
