@@ -104,10 +104,7 @@ def non_maximum_suppression(
     >>> found.scores
     Array([[0.9, 0.7, 0. , 0. ]], dtype=float32)
     """
-    if boxes.ndim != 3 or boxes.shape[2] != 4 or boxes.shape[:2] != scores.shape[:2]:
-        raise ValueError(
-            f"boxes and scores must be (B, N, 4) and (B, N, C), got {boxes.shape}, {scores.shape}"
-        )
+    _check_pairs(boxes, scores)
     best, index = lax.top_k(jnp.max(scores, -1), min(max_candidates, boxes.shape[1]))
     rows = index[..., None]
     return _suppress(
@@ -120,6 +117,68 @@ def non_maximum_suppression(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("max_candidates", "max_detections"))
+def multilabel_non_maximum_suppression(
+    boxes: jax.Array,
+    scores: jax.Array,
+    *,
+    score_threshold: float = 0.01,
+    iou_threshold: float = 0.45,
+    max_candidates: int = 400,
+    max_detections: int = 200,
+) -> Detections:
+    """Greedy non-maximum suppression of each class by itself, so that a box may have several.
+
+    In each class its `max_candidates` best boxes are visited by falling score and one is kept
+    unless a kept one overlaps it by more than `iou_threshold`; the `max_detections` best of all
+    classes are returned (the output layer of Liu et al. 2016, SSD, section 2.2).
+
+    Args:
+      boxes: `(B, N, 4)` floating, `(x0, y0, x1, y1)`.
+      scores: `(B, N, C)` floating, one score a class.
+      score_threshold: the least score that counts.
+      iou_threshold: the greatest overlap at which both boxes stay, in [0, 1].
+      max_candidates: how many boxes of a class are looked at.
+      max_detections: K, how many are returned.
+
+    Returns:
+      `Detections` with K slots an image.
+
+    Raises:
+      ValueError: the shapes do not belong together.
+
+    Exact when at most `max_candidates` boxes of a class reach the score threshold and at most
+    `max_detections` of them stay; otherwise those with the lowest scores are lost.
+
+    >>> boxes = jnp.array([[[0, 0, 9, 9], [0, 0, 9, 8]]], jnp.float32)
+    >>> found = multilabel_non_maximum_suppression(
+    ...     boxes, jnp.array([[[0.5, 0.4], [0.9, 0.0]]]), max_detections=3
+    ... )
+    >>> found.scores, found.classes
+    (Array([[0.9, 0.4, 0. ]], dtype=float32), Array([[ 0,  1, -1]], dtype=int32))
+    """
+    _check_pairs(boxes, scores)
+    batch, count, classes = scores.shape
+    best, index = lax.top_k(jnp.swapaxes(scores, 1, 2), min(max_candidates, count))
+    places = jax.vmap(lambda rows, at: rows[at])(boxes, index)
+    kept = _survivors(places, best >= score_threshold, iou_threshold)
+    labels = jnp.broadcast_to(jnp.arange(classes)[:, None], index.shape)
+    return _best(
+        places.reshape(batch, -1, 4),
+        best.reshape(batch, -1),
+        labels.reshape(batch, -1),
+        kept.reshape(batch, -1),
+        max_detections,
+    )
+
+
+def _check_pairs(boxes: jax.Array, scores: jax.Array) -> None:
+    if boxes.ndim != 3 or boxes.shape[2] != 4 or boxes.shape[:2] != scores.shape[:2]:
+        raise ValueError(
+            f"boxes and scores must be (B, N, 4) and (B, N, C), got {boxes.shape}, {scores.shape}"
+        )
+
+
 def _suppress(
     boxes: jax.Array,
     scores: jax.Array,
@@ -129,27 +188,46 @@ def _suppress(
     max_detections: int,
 ) -> Detections:
     """Suppression among `(B, K)` candidates that are sorted by falling score."""
-    count = scores.shape[1]
-    candidate = scores >= score_threshold
-    rank = jnp.arange(count)
-    rivals = (
-        (intersection_over_union(boxes, boxes) > iou_threshold)
-        & (classes[:, :, None] == classes[:, None, :])
-        & (rank[None, :] < rank[:, None])
+    kept = _survivors(
+        boxes,
+        scores >= score_threshold,
+        iou_threshold,
+        rivals=classes[..., :, None] == classes[..., None, :],
     )
+    return _best(boxes, scores, classes, kept, max_detections)
+
+
+def _survivors(
+    boxes: jax.Array,
+    candidate: jax.Array,
+    iou_threshold: float,
+    *,
+    rivals: jax.Array | bool = True,
+) -> jax.Array:
+    """Which of `(..., K)` candidates, sorted by falling score, no better rival suppresses."""
+    rank = jnp.arange(candidate.shape[-1])
+    rivals &= intersection_over_union(boxes, boxes) > iou_threshold
+    rivals &= rank[None, :] < rank[:, None]
 
     # A box stays unless a better one that stays overlaps it. Starting from all and applying this
     # until nothing changes gives the greedy answer, which is the only fixed point, in as many
     # rounds as the longest chain of suppression: a handful, where visiting takes one a box.
     def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         kept, _ = state
-        return candidate & ~jnp.any(rivals & kept[:, None, :], -1), kept
+        return candidate & ~jnp.any(rivals & kept[..., None, :], -1), kept
 
     kept, _ = lax.while_loop(
         lambda state: jnp.any(state[0] != state[1]), step, step((candidate, candidate))
     )
-    missing = max(max_detections - count, 0)
-    _, index = lax.top_k(jnp.where(kept, count - rank, 0), max_detections - missing)
+    return kept
+
+
+def _best(
+    boxes: jax.Array, scores: jax.Array, classes: jax.Array, kept: jax.Array, max_detections: int
+) -> Detections:
+    """The best of the `(B, K)` boxes that are kept."""
+    missing = max(max_detections - scores.shape[1], 0)
+    _, index = lax.top_k(jnp.where(kept, scores, -jnp.inf), max_detections - missing)
     index = jnp.pad(index, ((0, 0), (0, missing)))
     valid = jnp.arange(max_detections) < jnp.sum(kept, 1, keepdims=True)
     return Detections(
@@ -430,6 +508,7 @@ class Head:
       channel_order: of the network's input; frames are RGB.
       white: the value that the network's input gives to white, 255 or 1.
       fill: the value of the padding, of 0..255.
+      mean: what the network's input has subtracted, by channel, of 0..`white`.
       longest_side: of the network's input where the model does not fix its size, in pixels.
       square: whether that input is square; else it keeps the frame's aspect.
       multiple: what height and width of the input must be multiples of.
@@ -441,6 +520,7 @@ class Head:
     channel_order: Literal["rgb", "bgr"]
     white: float
     fill: float = 114
+    mean: tuple[float, float, float] = (0, 0, 0)
     longest_side: int = 640
     square: bool = False
     multiple: int = 32
@@ -490,6 +570,7 @@ class Head:
             images = geometry.to_network(frames)
             images = images[..., ::-1] if self.channel_order == "bgr" else images
             images = images if self.white == 255 else images * (self.white / 255)
+            images = images - jnp.array(self.mean, images.dtype) if any(self.mean) else images
             return network(params, images)
 
         return fn
