@@ -67,7 +67,12 @@ def pad_boxes(boxes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 @jax.jit
 def match_detections(
-    detections: Detections, boxes: jax.Array, present: jax.Array, *, iou: float = 0.5
+    detections: Detections,
+    boxes: jax.Array,
+    present: jax.Array,
+    classes: jax.Array | None = None,
+    *,
+    iou: float = 0.5,
 ) -> jax.Array:
     """Which detections are true positives: each box of the ground truth is found once.
 
@@ -75,9 +80,11 @@ def match_detections(
     least `iou` and not yet taken (Everingham et al., The PASCAL VOC Challenge, 2010, section 4.2).
 
     Args:
-      detections: `(B, K)` of one class; the order within an image does not matter.
+      detections: `(B, K)`; the order within an image does not matter.
       boxes: `(B, M, 4)` ground truth, `(x0, y0, x1, y1)` in the detections' unit.
       present: `(B, M)` bool, which of `boxes` there are.
+      classes: `(B, M)` int, the class of each box: only detections of that class look at it. Where
+        it is left out, all are taken to be of one class.
       iou: the least intersection over union of a match.
 
     Returns:
@@ -99,11 +106,16 @@ def match_detections(
             f"{batch} images of detections need boxes (B, M, 4) and present (B, M), got "
             f"{boxes.shape} and {present.shape}"
         )
+    if classes is not None and classes.shape != present.shape:
+        raise ValueError(f"classes must be {present.shape} as present is, got {classes.shape}")
     if not count or not boxes.shape[1]:
         return jnp.zeros((batch, count), bool)
     order = jnp.argsort(jnp.where(detections.valid, -detections.scores, jnp.inf), axis=1)
     overlap = intersection_over_union(detections.boxes, jnp.asarray(boxes))
     overlap = jnp.where(present[:, None, :], overlap, -1)
+    if classes is not None:
+        alike = detections.classes[:, :, None] == classes[:, None, :]
+        overlap = jnp.where(alike, overlap, -1)
     images = jnp.arange(batch)
 
     def visit(taken: jax.Array, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -152,11 +164,76 @@ def average_precision(
     >>> float(average_precision(found, truth, jnp.ones((1, 2), bool)).value)
     0.5
     """
-    right = match_detections(detections, boxes, present, iou=iou).reshape(-1)
-    valid = detections.valid.reshape(-1)
-    order = jnp.argsort(jnp.where(valid, -detections.scores.reshape(-1), jnp.inf))
+    right = match_detections(detections, boxes, present, iou=iou)
+    return _average_precision(
+        right, detections.valid, detections.scores, jnp.sum(present), interpolation
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("class_count", "interpolation"))
+def average_precision_by_class(
+    detections: Detections,
+    boxes: jax.Array,
+    classes: jax.Array,
+    present: jax.Array,
+    *,
+    class_count: int,
+    iou: float = 0.5,
+    interpolation: Literal["all_points", "11_points"] = "all_points",
+) -> AveragePrecision:
+    """Average precision of every class over a set of images, as PASCAL VOC defines it.
+
+    `average_precision` of each class by itself; `jnp.nanmean(result.value)` is the mean average
+    precision, over the classes that the ground truth has.
+
+    Args:
+      detections: `(B, K)` of any classes; invalid ones do not count.
+      boxes: `(B, M, 4)` ground truth, `(x0, y0, x1, y1)` in the detections' unit.
+      classes: `(B, M)` int, the class of each box, numbered as the detections' are.
+      present: `(B, M)` bool, which of `boxes` there are.
+      class_count: C; boxes and detections of other classes than 0 to C - 1 do not count.
+      iou: the least intersection over union of a match.
+      interpolation: `all_points` or `11_points`.
+
+    Returns:
+      `AveragePrecision`, each array with C as its first axis.
+
+    Raises:
+      ValueError: the shapes do not belong together or the interpolation is not known.
+
+    >>> found = Detections(
+    ...     jnp.array([[[0.0, 0, 4, 4], [9, 9, 12, 12]]]), jnp.array([[0.9, 0.5]]),
+    ...     jnp.array([[0, 1]]), jnp.ones((1, 2), bool),
+    ... )
+    >>> result = average_precision_by_class(
+    ...     found, found.boxes, jnp.array([[0, 2]]), found.valid, class_count=3
+    ... )
+    >>> result.value
+    Array([ 1., nan,  0.], dtype=float32)
+    """
+    right = match_detections(detections, boxes, present, classes, iou=iou)
+
+    def of_one(index: jax.Array) -> AveragePrecision:
+        own = detections.classes == index
+        return _average_precision(
+            right & own,
+            detections.valid & own,
+            detections.scores,
+            jnp.sum(present & (classes == index)),
+            interpolation,
+        )
+
+    return lax.map(of_one, jnp.arange(class_count))
+
+
+def _average_precision(
+    right: jax.Array, valid: jax.Array, scores: jax.Array, total: jax.Array, interpolation: str
+) -> AveragePrecision:
+    """Average precision of the `(B, K)` valid detections, given which of them are right."""
+    right, valid, scores = right.reshape(-1), valid.reshape(-1), scores.reshape(-1)
+    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf))
     right, valid = right[order], valid[order]
-    hits, seen, total = jnp.cumsum(right), jnp.cumsum(valid), jnp.sum(present)
+    hits, seen = jnp.cumsum(right), jnp.cumsum(valid)
     precision = hits / jnp.maximum(seen, 1)
     best = lax.cummax(precision, reverse=True)
     if interpolation == "all_points":
