@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from dynvid.metrics.average_precision import (
     average_precision,
+    average_precision_by_class,
     detection_agreement,
     match_detections,
     of_class,
@@ -51,21 +52,35 @@ def scene(seed, images=4):
     return found, truths
 
 
-def coco(found, truths):
-    """pycocotools at IoU 0.5: 101-point average precision and whether each detection matched."""
-    data = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
+def classify(found, truths, seed, count):
+    """The scene with a random class to each box and, mostly the nearest box's, each detection."""
+    rng = np.random.default_rng(seed)
+    labels = [rng.integers(0, count, len(truth)) for truth in truths]
+    classes = rng.integers(0, count, found.scores.shape)
+    for image, truth in enumerate(truths):
+        for k in np.nonzero(rng.random(len(classes[image])) < 0.8)[0] if len(truth) else ():
+            distance = np.abs(truth - np.asarray(found.boxes[image, k])).sum(1)
+            classes[image, k] = labels[image][distance.argmin()]
+    return found._replace(classes=jnp.where(found.valid, jnp.asarray(classes), -1)), labels
+
+
+def coco(found, truths, labels, count):
+    """pycocotools at IoU 0.5: 101-point average precisions and whether each detection matched."""
+    categories = [{"id": c, "name": str(c)} for c in range(count)]
+    data = {"images": [], "annotations": [], "categories": categories}
     results = []
-    for image, truth in enumerate(truths, 1):
+    for image, (truth, own) in enumerate(zip(truths, labels, strict=True), 1):
         data["images"].append({"id": image})
-        for x0, y0, x1, y1 in truth.tolist():
+        for (x0, y0, x1, y1), label in zip(truth.tolist(), own.tolist(), strict=True):
             data["annotations"].append({
-                "id": len(data["annotations"]) + 1, "image_id": image, "category_id": 1,
+                "id": len(data["annotations"]) + 1, "image_id": image, "category_id": label,
                 "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0,
             })  # fmt: skip
         for k in np.nonzero(found.valid[image - 1])[0]:
             x0, y0, x1, y1 = np.asarray(found.boxes[image - 1, k], float).tolist()
             results.append({
-                "image_id": image, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "image_id": image, "category_id": int(found.classes[image - 1, k]),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "score": float(found.scores[image - 1, k]),
             })  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
@@ -77,13 +92,22 @@ def coco(found, truths):
         run.evaluate()
         run.accumulate()
     matched = {}
-    for found_image in run.evalImgs[: len(truths)]:  # the first area range is all sizes
-        if found_image is not None:
+    every_size = run.params.areaRng[0]
+    for found_image in run.evalImgs:
+        if found_image is not None and found_image["aRng"] == every_size:
             for identity, match in zip(
                 found_image["dtIds"], found_image["dtMatches"][0], strict=True
             ):
                 matched[identity] = match > 0
-    return run.eval["precision"][0, :, 0, 0, -1].mean(), [matched[k] for k in sorted(matched)]
+    precision = run.eval["precision"][0, :, :, 0, -1].mean(0)  # -1 where there is no such box
+    return precision, [matched[k] for k in sorted(matched)]
+
+
+def sampled(precision, recall, total):
+    """pycocotools reads its interpolated precision at 101 recalls instead of taking the area."""
+    recall = np.round(np.asarray(recall, float) * int(total)) / int(total)
+    points = [np.asarray(precision)[recall >= r].max(initial=0) for r in np.linspace(0, 1, 101)]
+    return np.mean(points)
 
 
 @settings(max_examples=25, deadline=None)
@@ -93,20 +117,66 @@ def test_matches_and_precision_are_those_of_pycocotools(seed):
     if not any(len(t) for t in truths):
         return
     boxes, present = (x[:-1] for x in pad_boxes([*truths, np.zeros((6, 4))]))
-    expected, matched = coco(found, truths)
+    (expected,), matched = coco(
+        found._replace(classes=jnp.zeros_like(found.classes)),
+        truths, [np.zeros(len(t), int) for t in truths], 1,
+    )  # fmt: skip
     right = match_detections(found, jnp.asarray(boxes), jnp.asarray(present))
     assert np.asarray(right)[np.asarray(found.valid)].tolist() == matched
     result = average_precision(found, jnp.asarray(boxes), jnp.asarray(present))
     assert result.true_positives + result.false_positives == found.valid.sum()
     assert result.true_positives <= result.total == sum(len(t) for t in truths)
-    # pycocotools reads its interpolated precision at 101 recalls instead of taking the area.
-    recall = np.round(np.asarray(result.recall, float) * int(result.total)) / int(result.total)
-    points = [
-        np.asarray(result.precision)[recall >= r].max(initial=0) for r in np.linspace(0, 1, 101)
-    ]
-    np.testing.assert_allclose(np.mean(points), expected, atol=1e-6)
+    points = sampled(result.precision, result.recall, result.total)
+    np.testing.assert_allclose(points, expected, atol=1e-6)
     # The area and its 101-point sampling differ by less than a step of recall.
     assert abs(result.value - expected) <= 0.01 + 1e-6
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_classes_are_judged_as_pycocotools_judges_categories(seed):
+    count = 3
+    found, truths = scene(seed)
+    found, labels = classify(found, truths, seed, count)
+    if not any(len(t) for t in truths):
+        return
+    boxes, present = (x[:-1] for x in pad_boxes([*truths, np.zeros((6, 4))]))
+    classes = np.full(present.shape, -1)
+    classes[present] = np.concatenate(labels)
+    expected, matched = coco(found, truths, labels, count)
+    right = match_detections(found, boxes, present, classes)
+    assert np.asarray(right)[np.asarray(found.valid)].tolist() == matched
+    result = average_precision_by_class(found, boxes, classes, present, class_count=count)
+    for c, value in enumerate(expected):
+        if value == -1:
+            assert np.isnan(result.value[c])
+        else:
+            points = sampled(result.precision[c], result.recall[c], result.total[c])
+            np.testing.assert_allclose(points, value, atol=1e-6)
+            assert abs(result.value[c] - value) <= 0.01 + 1e-6
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["all_points", "11_points"]))
+def test_every_class_is_as_if_it_were_alone(seed, interpolation):
+    found, truths = scene(seed)
+    found, labels = classify(found, truths, seed, 3)
+    boxes, present = (x[:-1] for x in pad_boxes([*truths, np.zeros((6, 4))]))
+    classes = np.zeros(present.shape, int)  # where no box is, the class must not matter
+    classes[present] = np.concatenate(labels)
+    together = average_precision_by_class(
+        found, boxes, classes, present, class_count=3, interpolation=interpolation
+    )
+    assert ((together.value >= 0) & (together.value <= 1) | jnp.isnan(together.value)).all()
+    for c in range(3):
+        alone = average_precision(
+            of_class(found, c), boxes, present & (classes == c), interpolation=interpolation
+        )
+        # The same reductions compiled twice: at most one rounding each, N terms of at most 1.
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=found.valid.size * 2**-23),
+            jax.tree.map(lambda x, c=c: x[c], together), alone,
+        )  # fmt: skip
 
 
 def one_image(boxes, scores, classes=None, valid=None):
@@ -185,6 +255,48 @@ def test_no_ground_truth_and_no_detections():
 def test_shapes_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match=r"1 images .* got \(2, 1, 4\) and \(2, 1\)"):
         match_detections(one_image([BOX], [0.5]), jnp.zeros((2, 1, 4)), jnp.zeros((2, 1), bool))
+
+
+def test_only_the_own_class_takes_a_box():
+    # The better score is of another class: it neither matches nor keeps the box from its finder.
+    found = one_image([BOX, BOX + 1], [0.9, 0.6], [1, 0])
+    boxes, present = pad_boxes([BOX[None]])
+    classes = np.array([[0]])
+    assert match_detections(found, boxes, present, classes).tolist() == [[False, True]]
+    for interpolation in ("all_points", "11_points"):
+        result = average_precision_by_class(
+            found, boxes, classes, present, class_count=2, interpolation=interpolation
+        )
+        np.testing.assert_array_equal(result.value, [1, np.nan])
+        assert result.true_positives.tolist() == [1, 0]
+        assert result.false_positives.tolist() == [0, 1]
+        assert result.total.tolist() == [1, 0]
+
+
+def test_where_two_classes_overlap_each_finds_its_own():
+    # The second detection overlaps the other class's box most, which is none of its business.
+    found = one_image([BOX, BOX], [0.9, 0.8], [0, 1])
+    boxes, present = pad_boxes([np.array([BOX, BOX * [1, 1, 1, 1.5]])])
+    classes = np.array([[0, 1]])
+    assert match_detections(found, boxes, present, classes).all()
+    result = average_precision_by_class(found, boxes, classes, present, class_count=2)
+    assert result.value.tolist() == [1, 1]
+
+
+def test_classes_beyond_the_count_do_not_count():
+    found = one_image([BOX, BOX + 50], [0.9, 0.8], [5, -1])
+    boxes, present = pad_boxes([BOX[None]])
+    result = average_precision_by_class(found, boxes, np.array([[5]]), present, class_count=2)
+    assert np.isnan(result.value).all()
+    assert not result.false_positives.any()
+
+
+def test_classes_of_another_shape_are_refused():
+    boxes, present = pad_boxes([BOX[None]])
+    with pytest.raises(ValueError, match=r"classes must be \(1, 1\) .* got \(1, 2\)"):
+        average_precision_by_class(
+            one_image([BOX], [0.5]), boxes, np.zeros((1, 2), int), present, class_count=1
+        )
 
 
 def test_agreement_by_hand():
