@@ -3,8 +3,17 @@
 import codecs
 import math
 import os
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+
+from dynvid.models.ssd import CAFFE_LAYERS, SSD512
+from dynvid.types import Params
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 """Protobuf's wire types; 3 and 4, groups, Caffe never had."""
@@ -50,6 +59,84 @@ def load_caffe(path: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, ...]
     except ValueError as error:
         reason = _other_format(data) or error
         raise ValueError(f"{path}: not a complete Caffe model ({reason})") from error
+
+
+def load_ssd512(
+    path: str | os.PathLike[str],
+) -> tuple[Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]], Params]:
+    """The network of a released SSD512 model and its weights.
+
+    Args:
+      path: the `.caffemodel` file; how many classes it was trained on follows from its shapes.
+
+    Returns:
+      `(fn, params)`: `fn(params, images)` takes images `(N, 512, 512, 3)`, floating, as
+      `dynvid.models.ssd.ssd_preprocess` makes them of frames: BGR of 0..255 less (104, 117, 123).
+      It returns what `SSD512` does: locations `(N, 24564, 4)` and confidences `(N, 24564, C)`,
+      before the softmax. `params` is a pytree as `nnx.state(SSD512(C))` is, kernels HWIO.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not a complete Caffe model, or of another network: all layers that
+        are missing, unknown or of another shape are named.
+
+    Exact where the file holds float32, as the released ones do; doubles are rounded to it.
+
+    >>> fn, params = load_ssd512("VGG_VOC0712_SSD_512x512.caffemodel")  # doctest: +SKIP
+    >>> locations, confidences = jax.jit(fn)(params, ssd_preprocess(frames))  # doctest: +SKIP
+    """
+    layers = load_caffe(path)
+    classes = _ssd_classes(layers)
+    graph, state = nnx.split(nnx.eval_shape(lambda: SSD512(classes, rngs=nnx.Rngs(0))))
+    variables: dict[tuple, Any] = dict(nnx.to_flat_state(state))
+    problems = [f"{name}: not a layer of it" for name in layers if name not in CAFFE_LAYERS]
+    for name, place in CAFFE_LAYERS.items():
+        parts = ("scale",) if (*place, "scale") in variables else ("kernel", "bias")
+        expected = [_caffe_shape(variables[*place, part].shape) for part in parts]
+        found = layers.get(name)
+        if found is None:
+            problems.append(f"{name}: missing")
+        elif [_without_ones(blob.shape) for blob in found] != expected:
+            shapes = " and ".join(str(blob.shape) for blob in found)
+            problems.append(f"{name}: expected {' and '.join(map(str, expected))}, found {shapes}")
+        else:
+            for part, shape, blob in zip(parts, expected, found, strict=True):
+                array = blob.reshape(shape).astype(np.float32, copy=False)
+                array = array.transpose(2, 3, 1, 0) if part == "kernel" else array
+                variables[*place, part] = variables[*place, part].replace(jnp.asarray(array))
+    if problems:
+        raise ValueError(
+            f"{path}: not the weights of SSD512 with {classes} classes ({'; '.join(problems)})"
+        )
+
+    def ssd512(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return nnx.merge(graph, params)(images)
+
+    return ssd512, nnx.from_flat_state(variables)
+
+
+def _ssd_classes(layers: Mapping[str, tuple[np.ndarray, ...]]) -> int:
+    """What most heads agree on: a box has 4 locations and as many confidences as classes."""
+    found = []
+    for name in CAFFE_LAYERS:
+        if name.endswith("_mbox_conf"):
+            heads = layers.get(name), layers.get(name.replace("_conf", "_loc"))
+            outputs = [blobs[0].shape[0] for blobs in heads if blobs and blobs[0].ndim == 4]
+            if len(outputs) == 2 and not 4 * outputs[0] % outputs[1]:
+                found.append(4 * outputs[0] // outputs[1])
+    return statistics.mode(found) if found else 21
+
+
+def _caffe_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """OIHW where it is HWIO here."""
+    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a bias where an old file has `(1, 1, 1, O)`."""
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 class _Cursor:

@@ -1,14 +1,20 @@
 """Caffe models written by hand, whole and damaged."""
 
 import itertools
+import math
 import time
 
+import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynvid.weights.caffe import load_caffe
+from dynvid.models.ssd import SSD512
+from dynvid.weights.caffe import load_caffe, load_ssd512
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
@@ -386,3 +392,178 @@ def test_unpacked_numbers_are_not_read_one_by_one(tmp_path):
     found = load_caffe(path)
     assert time.process_time() - start < 1  # a loop over them takes two seconds and more
     same(found, {"a": (values,)})
+
+
+# The released SSD512's layers with weights, written out once more: name, kernel, outputs, inputs.
+SSD512_LAYERS = [
+    ("conv1_1", 3, 64, 3), ("conv1_2", 3, 64, 64),
+    ("conv2_1", 3, 128, 64), ("conv2_2", 3, 128, 128),
+    ("conv3_1", 3, 256, 128), ("conv3_2", 3, 256, 256), ("conv3_3", 3, 256, 256),
+    ("conv4_1", 3, 512, 256), ("conv4_2", 3, 512, 512), ("conv4_3", 3, 512, 512),
+    ("conv5_1", 3, 512, 512), ("conv5_2", 3, 512, 512), ("conv5_3", 3, 512, 512),
+    ("fc6", 3, 1024, 512), ("fc7", 1, 1024, 1024),
+    ("conv6_1", 1, 256, 1024), ("conv6_2", 3, 512, 256),
+    ("conv7_1", 1, 128, 512), ("conv7_2", 3, 256, 128),
+    ("conv8_1", 1, 128, 256), ("conv8_2", 3, 256, 128),
+    ("conv9_1", 1, 128, 256), ("conv9_2", 3, 256, 128),
+    ("conv10_1", 1, 128, 256), ("conv10_2", 4, 256, 128),
+]  # fmt: skip
+SSD512_HEADS = [  # source, boxes, inputs
+    ("conv4_3_norm", 4, 512), ("fc7", 6, 1024), ("conv6_2", 6, 512), ("conv7_2", 6, 256),
+    ("conv8_2", 6, 256), ("conv9_2", 4, 256), ("conv10_2", 4, 256),
+]  # fmt: skip
+
+
+def ssd_blobs(classes, fill):
+    """Every layer's kernel (OIHW) and bias, or scale; `fill(*shape)` makes the numbers."""
+    convolutions = list(SSD512_LAYERS)
+    for source, boxes, inputs in SSD512_HEADS:
+        convolutions += [
+            (f"{source}_mbox_loc", 3, 4 * boxes, inputs),
+            (f"{source}_mbox_conf", 3, classes * boxes, inputs),
+        ]
+    blobs = {name: (fill(o, i, k, k), fill(o)) for name, k, o, i in convolutions}
+    return {**blobs, "conv4_3_norm": (fill(512),)}
+
+
+def ssd_module(blobs, classes):
+    """The module with these weights, set by hand, layer by layer."""
+    module = SSD512(classes, rngs=nnx.Rngs(0))
+
+    def put(conv, name):
+        kernel, bias = blobs[name]
+        conv.kernel[...] = jnp.asarray(np.moveaxis(kernel, (2, 3, 1, 0), (0, 1, 2, 3)))
+        conv.bias[...] = jnp.asarray(bias)
+
+    for i, group in enumerate(module.vgg.groups):
+        for j, conv in enumerate(group):
+            put(conv, f"conv{i + 1}_{j + 1}")
+    put(module.fc6, "fc6")
+    put(module.fc7, "fc7")
+    for name, conv in module.extras.items():
+        put(conv, name)
+    for name in module.locations:
+        put(module.locations[name], f"{name}_mbox_loc")
+        put(module.confidences[name], f"{name}_mbox_conf")
+    module.conv4_3_norm.scale[...] = jnp.asarray(blobs["conv4_3_norm"][0])
+    return module
+
+
+@pytest.fixture(scope="module")
+def ssd_file(tmp_path_factory):
+    """A whole model of 21 classes, 109 MB, with other layers between those with weights."""
+    rng = np.random.default_rng(4)
+
+    def fill(*shape):
+        fan_in = math.prod(shape[1:])
+        return rng.standard_normal(shape, np.float32) * np.float32((2 / fan_in) ** 0.5)
+
+    blobs = ssd_blobs(21, fill)
+    path = tmp_path_factory.mktemp("ssd") / "ssd512.caffemodel"
+    with open(path, "wb") as file:
+        file.write(network(layer("data")))
+        for name, arrays in blobs.items():
+            file.write(layer(name, *(blob(array) for array in arrays)))
+            file.write(layer(f"{name}_relu"))
+    yield path, blobs
+    path.unlink()
+
+
+def test_ssd512_is_the_module_with_these_weights(ssd_file):
+    path, blobs = ssd_file
+    load_caffe(path)  # the file is in memory now, as one just downloaded is
+    start = time.perf_counter()
+    fn, params = load_ssd512(path)
+    jax.block_until_ready(params)
+    assert time.perf_counter() - start < 2
+
+    module = ssd_module(blobs, 21)
+    chex.assert_trees_all_equal(params, nnx.state(module))  # every weight in its place, to the bit
+    graph, state = nnx.split(module)
+    images = jax.random.uniform(jax.random.key(0), (1, 512, 512, 3), minval=-120, maxval=150)
+    expected = jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, images)
+    found = jax.jit(fn)(params, images)
+    assert [x.shape for x in found] == [(1, 24564, 4), (1, 24564, 21)]
+    # The same operations on the same numbers in one process: nothing is left to round.
+    chex.assert_trees_all_equal(found, expected)
+    assert float(jnp.std(found[1])) > 0.01  # the weights keep the signal alive to the last source
+    assert float(jnp.std(found[1][:, -4:])) > 0.01
+
+
+def zeros(*shape):
+    """A blob of zeros, of which a file takes as many bytes but no time to make."""
+    return np.zeros(shape, np.float32)
+
+
+def saved(path, blobs, *, old=()):
+    with open(path, "wb") as file:
+        for name, arrays in blobs.items():
+            file.write(layer(name, *(blob(array, legacy=name in old) for array in arrays)))
+    return path
+
+
+def test_classes_come_from_the_shapes_and_old_dimensions_fit(tmp_path):
+    blobs = ssd_blobs(3, zeros)
+    bias = np.arange(64, dtype=np.float32)
+    kernel = np.arange(64 * 3 * 9, dtype=np.float64).reshape(64, 3, 3, 3)
+    blobs["conv1_1"] = (kernel, bias)
+    path = saved(tmp_path / "net.caffemodel", blobs, old=("conv1_1", "conv4_3_norm"))
+    fn, params = load_ssd512(path)
+    images = jax.ShapeDtypeStruct((2, 512, 512, 3), jnp.float32)
+    shapes = [x.shape for x in jax.eval_shape(fn, params, images)]
+    assert shapes == [(2, 24564, 4), (2, 24564, 3)]
+    first = params["vgg"]["groups"][0][0]
+    assert first["kernel"][...].dtype == jnp.float32
+    np.testing.assert_array_equal(first["kernel"][...][1, 2, 0, 5], kernel[5, 0, 1, 2])
+    np.testing.assert_array_equal(first["bias"][...], bias)
+    path.unlink()
+
+
+def test_every_layer_that_does_not_fit_is_named(tmp_path):
+    blobs = ssd_blobs(2, lambda *shape: np.zeros(shape if len(shape) == 1 else (shape[0], 1, 1, 1)))
+    blobs |= {name: (zeros(*kernel), zeros(o)) for name, kernel, o in [
+        ("conv1_1", (64, 3, 3, 3), 64),
+        ("conv6_1", (256, 1024, 1, 1), 255),
+        ("conv8_1", (128, 256, 1, 1), 128),
+        ("conv10_2", (256, 128, 3, 3), 256),
+    ]}  # fmt: skip
+    blobs["conv8_1"] = blobs["conv8_1"][:1]
+    blobs["conv4_3_norm"] = (zeros(),)
+    blobs["conv9_2_mbox_conf"] = (zeros(20, 256, 3, 3), zeros(20))
+    del blobs["fc7"], blobs["conv7_2_mbox_loc"]
+    blobs["fc8"] = (zeros(1000, 1), zeros(1000))
+    blobs["bn"] = ()
+    with pytest.raises(ValueError, match="not the weights of SSD512 with 2 classes") as caught:
+        load_ssd512(saved(tmp_path / "net.caffemodel", blobs))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'net.caffemodel'}: ")
+    named = message[message.index("(") + 1 : -1].split("; ")
+    for problem in (
+        "fc8: not a layer of it",
+        "fc7: missing",
+        "conv7_2_mbox_loc: missing",
+        "conv6_1: expected (256, 1024, 1, 1) and (256,), found (256, 1024, 1, 1) and (255,)",
+        "conv8_1: expected (128, 256, 1, 1) and (128,), found (128, 256, 1, 1)",
+        "conv10_2: expected (256, 128, 4, 4) and (256,), found (256, 128, 3, 3) and (256,)",
+        "conv4_3_norm: expected (512,), found ()",
+        "conv9_2_mbox_conf: expected (8, 256, 3, 3) and (8,), found (20, 256, 3, 3) and (20,)",
+        "conv10_2_mbox_loc: expected (16, 256, 3, 3) and (16,), found (16, 1, 1, 1) and (16,)",
+    ):
+        assert problem in named
+    assert len(named) == len(blobs)  # all but conv1_1 and bn, and two that are missing
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (0,), (4, 1, 1, 1)])
+def test_a_file_of_another_network_is_refused(tmp_path, shape):
+    blobs = {"conv4_3_norm_mbox_conf": (zeros(*shape),), "conv4_3_norm_mbox_loc": (zeros(1),)}
+    if 0 in shape:
+        blobs = {"ip1": (zeros(3, 4), zeros(3))}
+    with pytest.raises(ValueError, match=r"SSD512 with 21 classes \(.*conv1_1: missing; conv1_2: "):
+        load_ssd512(saved(tmp_path / "net.caffemodel", blobs))
+
+
+def test_a_damaged_file_is_refused_before_its_layers_are_looked_at(tmp_path):
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(network(layer("conv1_1", blob(ONES)))[:-20])
+    with pytest.raises(ValueError, match="not a complete Caffe model"):
+        load_ssd512(path)
