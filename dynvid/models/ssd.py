@@ -162,7 +162,9 @@ class SSD512(nnx.Module):
     def predict(self, conv4_3: jax.Array, conv5_3: jax.Array) -> tuple[jax.Array, jax.Array]:
         """All that follows VGG16: what `__call__` returns, from the maps that `sources` takes."""
         locations, confidences = [], []
-        for name, x in self.sources(conv4_3, conv5_3).items():
+        maps = self.sources(conv4_3, conv5_3)
+        for name, *_ in _SOURCES:
+            x = maps[name]
             locations.append(self.locations[name](x).reshape(len(x), -1, 4))
             confidences.append(self.confidences[name](x).reshape(len(x), -1, self.classes))
         return jnp.concatenate(locations, 1), jnp.concatenate(confidences, 1)

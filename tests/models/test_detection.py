@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynvid.models import detection
-from dynvid.models.detection import HEADS, letterbox, non_maximum_suppression
+from dynvid.models.detection import (
+    HEADS,
+    letterbox,
+    multilabel_non_maximum_suppression,
+    non_maximum_suppression,
+)
 
 
 def overlap(a, b):
@@ -64,6 +69,57 @@ def test_a_box_suppressed_by_a_suppressed_box_stays():
     np.testing.assert_array_equal(found.boxes[0, :, 0], [0, 8, 0, 0])
 
 
+def by_class(boxes, scores, score_threshold, iou_threshold, max_candidates, max_detections):
+    """Every class by itself, then the best of all: (score, class, box) best first."""
+    found = []
+    for label in range(scores.shape[1]):
+        of_class = scores[:, label]
+        best = np.argsort(-of_class)[:max_candidates]
+        kept = greedy(boxes[best], of_class[best, None], score_threshold, iou_threshold)
+        found += [(of_class[best[k]], label, *boxes[best[k]]) for k in kept]
+    return sorted(found, reverse=True)[:max_detections]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(12, 40), (40, 9), (7, 5)]))
+def test_suppression_by_class_gives_a_box_several_classes(seed, most):
+    max_candidates, max_detections = most
+    rng = np.random.default_rng(seed)
+    corner = rng.integers(0, 12, (2, 20, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(1, 12, corner.shape)], -1)
+    scores = (rng.permutation(2 * 20 * 3).reshape(2, 20, 3) / 120).astype(np.float32)
+    found = multilabel_non_maximum_suppression(
+        jnp.asarray(boxes, jnp.float32), jnp.asarray(scores), score_threshold=0.4,
+        iou_threshold=0.3301, max_candidates=max_candidates, max_detections=max_detections,
+    )  # fmt: skip
+    for image in range(2):
+        expected = by_class(boxes[image], scores[image], 0.4, 0.3301, *most)
+        count = int(found.valid[image].sum())
+        assert count == len(expected)
+        best, labels, *edges = np.array(expected, np.float32).reshape(-1, 6).T
+        np.testing.assert_array_equal(found.scores[image, :count], best)
+        np.testing.assert_array_equal(found.classes[image, :count], labels)
+        np.testing.assert_array_equal(found.boxes[image, :count], np.stack(edges, -1))
+        assert not found.boxes[image, count:].any()
+        assert not found.scores[image, count:].any()
+        assert (found.classes[image, count:] == -1).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_where_boxes_have_one_class_both_suppressions_agree(seed):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 9, (1, 16, 2))
+    boxes = jnp.asarray(np.concatenate([corner, corner + rng.uniform(1, 9, corner.shape)], -1))
+    boxes = boxes.astype(jnp.float32)
+    scores = rng.uniform(0.3, 1, (1, 16, 1)) * (rng.integers(0, 3, (1, 16, 1)) == np.arange(3))
+    options = {"score_threshold": 0.25, "iou_threshold": 0.4, "max_detections": 16}
+    found = multilabel_non_maximum_suppression(boxes, jnp.asarray(scores, jnp.float32), **options)
+    expected = non_maximum_suppression(boxes, jnp.asarray(scores, jnp.float32), **options)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_no_detection_and_fewer_boxes_than_slots():
     boxes = jnp.zeros((2, 3, 4))
     found = non_maximum_suppression(boxes, jnp.zeros((2, 3, 5)), max_detections=7)
@@ -74,6 +130,8 @@ def test_no_detection_and_fewer_boxes_than_slots():
 def test_shapes_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match=r"\(1, 3, 4\), \(1, 2, 5\)"):
         non_maximum_suppression(jnp.zeros((1, 3, 4)), jnp.zeros((1, 2, 5)))
+    with pytest.raises(ValueError, match=r"\(2, 3, 4\), \(1, 3, 5\)"):
+        multilabel_non_maximum_suppression(jnp.zeros((2, 3, 4)), jnp.zeros((1, 3, 5)))
     with pytest.raises(ValueError, match=r"must be \(B, 21, 5 \+ classes\)"):
         detection.decode_yolox(jnp.zeros((1, 20, 85)), size=(32, 32))
     with pytest.raises(ValueError, match="for 2 anchors a cell"):
