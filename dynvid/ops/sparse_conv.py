@@ -1,9 +1,9 @@
 """Convolution only where something changed.
 
 DynCNN, sections 3.3-3.4, partitions a feature map in two ways. *Pixel-based*: each impacted output
-pixel brings its own copy of the inputs in its window; `pixel_sparse_conv`, short and
-differentiable, is the reference for the rest. *Cell-based*: cells of neighbouring pixels share
-their inputs.
+pixel brings its own copy of the inputs in its window: `convolve_pixels`, and `pixel_sparse_conv`,
+short and differentiable, the reference for the rest. *Cell-based*: cells of neighbouring pixels
+share their inputs.
 """
 
 from collections.abc import Sequence
@@ -80,31 +80,24 @@ def pixel_sparse_conv(
     size = impacted.size if capacity is None else min(capacity, impacted.size)
 
     def sparse() -> jax.Array:
-        # Entries past the count go to an output pixel that does not exist: nothing adds them up.
+        # Entries past the count go to a stream that does not exist: they are dropped.
         real = jnp.arange(size) < listed.count
         stream, row, column = (axis[:size] for axis in listed[:3])
-        _, height, width = impacted.shape
-        output = jnp.where(real, (stream * height + row) * width + column, impacted.size)
-
-        # The needed pixels: of every output pixel, the input under each tap.
-        tap_row, tap_column = np.indices(window).reshape(2, -1) * np.array(dilation)[:, None]
-        needed = _read_or_zero(
+        stream = jnp.where(real, stream, impacted.shape[0])
+        fresh = convolve_pixels(
             x,
-            stream[:, None],
-            row[:, None] * strides[0] - padding[0][0] + tap_row,
-            column[:, None] * strides[1] - padding[1][0] + tap_column,
-        )
-        taps = len(tap_row)
-        contributions = jnp.einsum(
-            "ntgi,tigo->ntgo",
-            needed.reshape(size, taps, groups, -1),
-            kernel.reshape(taps, kernel.shape[2], groups, -1),
+            kernel,
+            stream,
+            row,
+            column,
+            strides=strides,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
             precision=precision,
         )
-        total = jax.ops.segment_sum(
-            contributions.reshape(size * taps, -1), jnp.repeat(output, taps), impacted.size
-        )
-        return total.reshape(previous.shape)
+        out = jnp.zeros(previous.shape, fresh.dtype)
+        return out.at[stream, row, column].set(fresh, mode="drop")
 
     def dense() -> jax.Array:
         return lax.conv_general_dilated(
@@ -121,6 +114,72 @@ def pixel_sparse_conv(
     fits_always = size == impacted.size
     fresh = sparse() if fits_always else lax.cond(listed.count > size, dense, sparse)
     return jnp.where(impacted[..., None], fresh, previous)
+
+
+def convolve_pixels(
+    x: jax.Array,
+    kernel: jax.Array,
+    stream: jax.Array,
+    row: jax.Array,
+    column: jax.Array,
+    *,
+    strides: Sequence[int] = (1, 1),
+    padding: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: jnp.dtype | None = None,
+) -> jax.Array:
+    """Computes a convolution at single output pixels.
+
+    `y(o) = sum_j w(j) x(o * s - p + j * d)` (DynCNN, section 3.3): the needed pixels of every
+    output pixel are gathered, each is multiplied with its tap's weights, and a segment sum adds up
+    the contributions.
+
+    Args:
+      x: `[B, H, W, C]`, the input; zero outside.
+      kernel: `[kh, kw, C / groups, C']`.
+      stream: `int32[N]`, the stream of each output pixel.
+      row: `int32[N]`, its row in the output.
+      column: `int32[N]`, its column in the output.
+      strides: (rows, columns).
+      padding: ((top, bottom), (left, right)); top and left count.
+      dilation: (rows, columns) between the kernel's taps.
+      groups: number of channel groups, C for a depthwise convolution.
+      precision: of the products, as in `lax.conv_general_dilated`.
+      preferred_element_type: of the result, as in `lax.conv_general_dilated`.
+
+    Returns:
+      `[N, C']`.
+
+    Exact on integer values, up to the order of summation on others.
+
+    >>> at = jnp.array([0])
+    >>> convolve_pixels(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 1)), at, at + 1, at)
+    Array([[18.]], dtype=float32)
+    """
+    tap_row, tap_column = (
+        np.indices(kernel.shape[:2]).reshape(2, -1) * np.array(dilation)[:, None]
+    )[..., None]
+    taps = len(tap_row)
+    needed = _read_or_zero(
+        x,
+        stream,
+        row * strides[0] - padding[0][0] + tap_row,
+        column * strides[1] - padding[1][0] + tap_column,
+    )
+    contributions = jnp.einsum(
+        "tngi,tigo->tngo",
+        needed.reshape(taps, len(stream), groups, -1),
+        kernel.reshape(taps, kernel.shape[2], groups, -1),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    return jax.ops.segment_sum(
+        contributions.reshape(taps * len(stream), -1),
+        jnp.tile(jnp.arange(len(stream)), taps),
+        len(stream),
+    )
 
 
 def _read_or_zero(x: jax.Array, stream: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:

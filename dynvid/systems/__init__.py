@@ -1,0 +1,5 @@
+"""Whole systems from the papers, each a `VideoFunction`."""
+
+from dynvid.systems.dyncnn import dyncnn, dyncnn_groups
+
+__all__ = ["dyncnn", "dyncnn_groups"]
