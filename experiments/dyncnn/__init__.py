@@ -1,0 +1,1 @@
+"""DynCNN: what the paper reports beside what follows from it and what we measure."""

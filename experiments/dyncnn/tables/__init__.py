@@ -1,0 +1,1 @@
+"""Tables 6 and 9-11 of DynCNN, recomputed from their own array sizes."""
