@@ -108,6 +108,20 @@ def test_rows_that_follow_are_not_marked_and_others_are(name, column):
     assert recompute.marks(good._replace(pruned=good.pruned + Decimal("1.2"))) == {"pruned"}
 
 
+def test_only_continuous_rows_may_count_the_whole_width():
+    macs = f"{LAYERS['conv4_3'].taps * 22 * 8:.1e}"  # 2 of 22 columns are 9%
+    assert not recompute.marks(row("conv4_3", "with", width=22, height=8, macs=macs))
+    assert recompute.marks(row("conv4_3", "without", width=22, height=8, macs=macs)) == {"macs"}
+
+
+def test_what_is_not_known_is_not_marked():
+    assert not recompute.marks(row("conv4_3", width=22, height=8))
+    assert not recompute.marks(row("conv4_3", macs="3.7e8", pruned="96"))
+    assert recompute.marks(row("conv4_3", macs="3.7e8", pruned="96", implied_height=10)) == {
+        "macs", "pruned",
+    }  # fmt: skip
+
+
 def test_full_columns_without_continuous_convolution():
     """52 of 52 shares within half a point and 50 of 52 multiply-accumulates."""
     rows = [row for row in LAYER_ROWS if row.column == "without"]
