@@ -3,5 +3,16 @@
 from dynvid.incremental.execute import State
 from dynvid.incremental.explain import Explanation, explain
 from dynvid.incremental.transform import incremental, map_caches
+from dynvid.incremental.tune import Trial, Tuning, relative_agreement, tune
 
-__all__ = ["Explanation", "State", "explain", "incremental", "map_caches"]
+__all__ = [
+    "Explanation",
+    "State",
+    "Trial",
+    "Tuning",
+    "explain",
+    "incremental",
+    "map_caches",
+    "relative_agreement",
+    "tune",
+]

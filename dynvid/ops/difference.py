@@ -69,7 +69,7 @@ def changed_pixels(
     Args:
       frame: `[B, H, W, C]`, floating or uint8.
       reference: same shape and dtype.
-      threshold: theta, in the frame's unit (0..255 for uint8); a number or a scalar array.
+      threshold: theta, in the frame's unit (0..255 for uint8); a number, or `[B]`, one a stream.
       channels: how the channels of a pixel are taken together, see `frame_difference`.
 
     Returns:
@@ -123,6 +123,8 @@ def scene_similarity(
 
 
 def _reaches(difference: jax.Array, threshold: ArrayLike) -> jax.Array:
+    if jnp.ndim(threshold):
+        threshold = jnp.reshape(threshold, (-1, *(1,) * (difference.ndim - 1)))
     if difference.dtype == jnp.uint8:
         # Compared as 8 bits: the smallest whole number that is not below the threshold.
         least = jnp.ceil(jnp.asarray(threshold, jnp.float32))

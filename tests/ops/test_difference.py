@@ -143,3 +143,10 @@ def test_frames_of_other_types_are_named():
         changed_pixels(frame, frame.astype(jnp.float32), threshold=1)
     with pytest.raises(ValueError, match=r"expected floating or uint8.*int32"):
         changed_pixels(frame.astype(jnp.int32), frame.astype(jnp.int32), threshold=1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
+def test_each_stream_can_have_its_own_threshold(dtype):
+    frames = jnp.broadcast_to(jnp.array([0, 4, 8, 12], dtype)[:, None], (3, 1, 4, 1))
+    found = changed_pixels(frames, jnp.zeros_like(frames), threshold=jnp.array([4.0, 5.0, 13.0]))
+    np.testing.assert_array_equal(jnp.sum(found, axis=(1, 2)), [3, 2, 0])

@@ -1,0 +1,408 @@
+"""Choosing the threshold and the truncations of an incremental function on calibration frames."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dynvid.incremental.execute import Runner, State
+from dynvid.incremental.plan import Plan, Segment
+from dynvid.incremental.transform import plan_for
+from dynvid.ops.difference import changed_pixels
+from dynvid.types import Frames, Output, Params
+
+THRESHOLDS = (5, 10, 15, 20, 30)
+"""Thresholds that `tune` tries where none are given, of 255."""
+
+TRUNCATIONS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 2.8, 4.0)
+"""Truncations that `tune` tries where none are given, relative to a layer's root mean square."""
+
+Metric = Callable[[Output, Output], Any]
+
+
+class Trial(NamedTuple):
+    """One setting, and what it gave on the calibration frames.
+
+    Attributes:
+      threshold: Of the frame difference, in the frames' unit.
+      truncation: By layer.
+      agreement: What the metric says of its outputs.
+      mac_fraction: Multiply-accumulates of the frames after the first, as a fraction of dense.
+      accepted: Whether it became the best setting so far.
+    """
+
+    threshold: float
+    truncation: Mapping[str, float]
+    agreement: float
+    mac_fraction: float
+    accepted: bool
+
+
+class Tuning(NamedTuple):
+    """The settings that `tune` chose.
+
+    Attributes:
+      threshold: Of the frame difference, in the frames' unit.
+      truncation: By layer; empty where only exact layers reach the target.
+      agreement: What the metric says of their outputs on the calibration frames.
+      mac_fraction: Multiply-accumulates there after the first frame, as a fraction of dense.
+      curve: Everything that was tried, in order.
+    """
+
+    threshold: float
+    truncation: Mapping[str, float]
+    agreement: float
+    mac_fraction: float
+    curve: tuple[Trial, ...]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings as options of `incremental`: `incremental(fn, **tuning.options)`."""
+        return {"threshold": self.threshold, "truncation": dict(self.truncation)}
+
+
+def relative_agreement(expected: Output, found: Output) -> float:
+    """One minus the relative error: `1 - ||found - expected|| / ||expected||`, over all leaves.
+
+    Args:
+      expected: A pytree of floating arrays.
+      found: The same structure and shapes.
+
+    Returns:
+      1 where they are equal; below 0 where the error is larger than what was expected.
+
+    >>> relative_agreement(np.array([3.0, 4.0]), np.array([3.0, 4.5]))
+    0.9
+    """
+
+    def square(x: Any) -> float:
+        return float(np.sum(np.square(np.asarray(x, np.float64))))
+
+    pairs = zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True)
+    error, size = map(sum, zip(*((square(b - a), square(a)) for a, b in pairs), strict=True))
+    return 1 - float(np.sqrt(error / size)) if size else 1 - float(np.sqrt(error))
+
+
+class _Setting(NamedTuple):
+    threshold: float
+    levels: tuple[int, ...]  # by layer, an index into the truncations; -1 is exact
+
+
+class _Trials:
+    """Runs settings on the calibration frames, several at once: as streams of one step."""
+
+    def __init__(
+        self,
+        fn: Callable[[Params, jax.Array], Any],
+        params: Params,
+        frames: Sequence[Frames],
+        batch: int,
+    ):
+        self.params, self.frames, self.batch = params, frames, batch
+        self.streams = frames[0].shape[0]
+        shape = (batch * self.streams, *frames[0].shape[1:])
+        plan = plan_for(fn, params, jax.ShapeDtypeStruct(shape, frames[0].dtype), truncation=1.0)
+        for value in plan.graph.outputs:
+            if value.shape[:1] != shape[:1]:
+                raise ValueError(
+                    f"fn must return arrays with one row a stream, ({shape[0]}, ...) for frames "
+                    f"{shape}; got {value.shape}. Where fn fixes its batch, pass batch=1"
+                )
+        self.names, self.layers = _layers(plan)
+        init, self._step = _steps(_always_on_cells(plan), batch)
+        self._initial, self._first = init(params, frames[0])
+
+    def run(
+        self, settings: Sequence[_Setting], taus: Sequence[float]
+    ) -> Iterator[tuple[Output, float]]:
+        """The outputs, `(frames, streams, ...)`, and the share of MACs of each setting."""
+        rows = list(settings) + [settings[-1]] * (self.batch - len(settings))
+        levels = {name: i for i, name in enumerate(self.layers)}
+
+        def by_stream(values: Sequence[float]) -> jax.Array:
+            return jnp.repeat(jnp.array(values, jnp.float32), self.streams)
+
+        def tau(row: _Setting, name: str) -> float:
+            level = row.levels[levels[name]] if name in levels else -1
+            return taus[level] if level >= 0 else 0.0
+
+        # Of a state made with truncation 1, the tolerance is the root mean square.
+        tolerances = tuple(
+            rms * by_stream([tau(row, name) for row in rows])
+            for rms, name in zip(self._initial.tolerances, self.names, strict=True)
+        )
+        thresholds = by_stream([row.threshold for row in rows])
+        state = dataclasses.replace(jax.tree.map(jnp.copy, self._initial), tolerances=tolerances)
+        outputs, fractions = [jax.device_get(self._first)], []
+        for frame in self.frames[1:]:
+            state, output = self._step(self.params, state, frame, thresholds)
+            outputs.append(jax.device_get(output))
+            fractions.append(np.asarray(state.work.macs / state.work.dense_macs))
+        for i in range(len(settings)):
+            mine = slice(i * self.streams, (i + 1) * self.streams)
+            found = jax.tree.map(lambda *x, mine=mine: np.stack([a[mine] for a in x]), *outputs)
+            yield found, float(np.mean([f[mine] for f in fractions]))
+
+
+def _layers(plan: Plan) -> tuple[list[str], list[str]]:
+    """The unit of each kept value, and the units that truncation applies to, front to back."""
+    unit = {value: unit.name for unit in plan.units for value in unit.outputs}
+    names = [unit[value] for value in plan.kept]
+    truncated = {unit[value] for value in plan.kept if plan.truncation[value] > 0}
+    return names, [unit.name for unit in plan.units if unit.name in truncated]
+
+
+def _always_on_cells(plan: Plan) -> Plan:
+    """A plan without the break-even: settings that share a step must not sway one another."""
+    units = tuple(
+        dataclasses.replace(unit, break_even=1.0)
+        if isinstance(unit, Segment) and unit.on_cells is not None
+        else unit
+        for unit in plan.units
+    )
+    return dataclasses.replace(plan, units=units)
+
+
+def _steps(plan: Plan, batch: int) -> tuple[Callable, Callable]:
+    def repeat(frames: Frames) -> jax.Array:
+        return jnp.tile(frames, (batch, 1, 1, 1))
+
+    @jax.jit
+    def init(params: Params, frames: Frames) -> tuple[State, Output]:
+        runner = Runner(plan, params)
+        state = runner.init(repeat(frames))
+        return state, runner.outputs()
+
+    def step(params: Params, state: State, frames: Frames, thresholds: jax.Array):
+        new = repeat(frames)
+        changed = changed_pixels(new, state.reference, threshold=thresholds)
+        runner = Runner(plan, params)
+        state = runner.step(state, new, changed, composite=True)
+        return state, runner.outputs()
+
+    return init, jax.jit(step, donate_argnums=1)
+
+
+class _Search:
+    """Walks from one setting to a cheaper one that still reaches the target."""
+
+    def __init__(
+        self,
+        trials: _Trials,
+        expected: Output,
+        metric: Metric,
+        target: float,
+        taus: Sequence[float],
+        budget: int,
+        advance: Callable[[int, str], None],
+    ):
+        self.trials, self.expected, self.metric = trials, expected, metric
+        self.target, self.taus = target, taus
+        self.left = budget
+        self.advance = advance
+        self.curve: list[Trial] = []
+        self.best: _Setting | None = None
+        self.found: dict[_Setting, Trial] = {}
+
+    def try_all(self, settings: Sequence[_Setting]) -> bool:
+        """Tries settings, as far as the budget goes; returns whether one became the best."""
+        new = [s for s in dict.fromkeys(settings) if s not in self.found][: self.left]
+        self.left -= len(new)
+        before = self.best
+        for start in range(0, len(new), self.trials.batch):
+            group = new[start : start + self.trials.batch]
+            runs = self.trials.run(group, self.taus)
+            for setting, (found, fraction) in zip(group, runs, strict=True):
+                self._judge(setting, float(self.metric(self.expected, found)), fraction)
+            self.advance(len(group), f"{self.cheapest.mac_fraction:.1%} of dense")
+        return self.best is not before
+
+    def _judge(self, setting: _Setting, agreement: float, fraction: float) -> None:
+        if self.best is None and not agreement >= self.target:
+            raise ValueError(
+                f"target is {self.target}, but exact outputs agree with dense ones only by "
+                f"{agreement}; expected a target of at most that"
+            )
+        accepted = agreement >= self.target and (
+            self.best is None or fraction < self.cheapest.mac_fraction
+        )
+        names = zip(self.trials.layers, setting.levels, strict=True)
+        truncation = {name: self.taus[level] for name, level in names if level >= 0}
+        trial = Trial(setting.threshold, truncation, agreement, fraction, accepted)
+        self.found[setting] = trial
+        self.curve.append(trial)
+        if accepted:
+            self.best = setting
+
+    @property
+    def cheapest(self) -> Trial:
+        """The best setting so far."""
+        assert self.best is not None
+        return self.found[self.best]
+
+    def one_for_all(self, thresholds: Sequence[float]) -> None:
+        """Tries the same truncation in every layer, a coarse half of them first."""
+        count = len(self.trials.layers)
+
+        def settings(levels: Sequence[int]) -> list[_Setting]:
+            return [_Setting(t, (i,) * count) for i in levels for t in thresholds]
+
+        self.try_all(settings(range(0, len(self.taus), 2)))
+        self.try_all(settings(range(1, len(self.taus), 2))) if self.left > 6 * count else None
+
+    def raise_layers(self) -> bool:
+        """Raises the layers that cost least: one by one first, then the cheapest ones together.
+
+        The loss of agreement for each multiply-accumulate saved orders the layers. Runs of this
+        order, from its front, are tried together; the best that reaches the target is taken.
+        """
+        assert self.best is not None
+        here, now = self.best, self.cheapest
+        single = [s for i in range(len(here.levels)) if (s := self._moved(here, {i: 1})) != here]
+        self.try_all(single)
+        gains = [
+            ((now.agreement - t.agreement) / max(now.mac_fraction - t.mac_fraction, 1e-9), i)
+            for i in range(len(here.levels))
+            if (t := self.found.get(self._moved(here, {i: 1}))) is not None
+            and t.mac_fraction < now.mac_fraction
+        ]
+        order = [i for _, i in sorted(gains)]
+        sizes = np.unique(np.linspace(2, len(order), self.trials.batch).astype(int))
+        together = [
+            self._moved(here, dict.fromkeys(order[:n], 1)) for n in sizes if n <= len(order)
+        ]
+        self.try_all(together)
+        return self.best is not here
+
+    def exchange(self, generator: np.random.Generator, thresholds: Sequence[float]) -> None:
+        """Tries random steps from the best setting: some layers up, fewer down."""
+        while self.left > 0 and self.trials.layers:
+            assert self.best is not None
+            settings = []
+            for _ in range(self.trials.batch):
+                count = len(self.best.levels)
+                size = min(count, 1 + generator.poisson(2))
+                chosen = generator.choice(count, size, replace=False)
+                ways = np.where(generator.random(size) < 0.3, -1, 1)
+                moves = {int(i): int(w) for i, w in zip(chosen, ways, strict=True)}
+                setting = self._moved(self.best, moves)
+                if generator.random() < 0.1:
+                    setting = setting._replace(threshold=float(generator.choice(thresholds)))
+                settings.append(setting)
+            before = self.left
+            self.try_all(settings)
+            if self.left == before:
+                return  # every neighbour that was drawn is known
+
+    def _moved(self, setting: _Setting, moves: Mapping[int, int]) -> _Setting:
+        levels = list(setting.levels)
+        for i, way in moves.items():
+            levels[i] = min(max(levels[i] + way, 0), len(self.taus) - 1)
+        return setting._replace(levels=tuple(levels))
+
+
+def tune(
+    fn: Callable[[Params, jax.Array], Any],
+    params: Params,
+    frames: Sequence[Frames],
+    *,
+    target: float,
+    metric: Metric = relative_agreement,
+    thresholds: Sequence[float] | None = None,
+    truncations: Sequence[float] = TRUNCATIONS,
+    trials: int = 256,
+    seed: int = 0,
+    batch: int = 8,
+    progress: bool = True,
+) -> Tuning:
+    """Chooses a threshold and a truncation for each layer that keep outputs close to dense ones.
+
+    Minimises the multiply-accumulates over (theta, tau_1 ... tau_n) subject to `metric >= target`.
+    First one truncation for all layers is tried with every threshold. From the best of them the
+    search goes on layer by layer, front to back: each is raised alone, then those that lost the
+    least agreement for what they saved are raised together, until nothing is gained. What is left
+    of the trials goes to random exchanges: some layers up, fewer down.
+
+    Args:
+      fn: `fn(params, frames) -> outputs` as for `incremental`, with outputs `(streams, ...)`. Let
+        it end in what is judged: the outputs of all calibration frames are held in memory.
+      params: Its parameters.
+      frames: Calibration frames in order, each `(streams, H, W, C)`: at least two.
+      target: The least agreement, in the metric's unit.
+      metric: `metric(expected, found) -> number`, the greater the better, of the dense and the
+        incremental outputs of all frames: pytrees of NumPy arrays `(frames, streams, ...)`.
+      thresholds: To choose from, in the frames' unit; by default 5, 10, 15, 20 and 30 of 255.
+      truncations: To choose from, positive and rising.
+      trials: How many settings are tried at most.
+      seed: Of the random exchanges: the same seed gives the same answer.
+      batch: How many settings share a step, as streams of it; 1 where `fn` fixes its batch.
+      progress: Whether a progress bar is shown.
+
+    Returns:
+      The settings with all that was tried: `incremental(fn, **tuning.options)`.
+
+    Raises:
+      ValueError: For options outside their range, outputs without a row for each stream, or a
+        target that even exact outputs do not reach.
+
+    Approximate because the target holds on the calibration frames only: report on others. Work is
+    counted on cells throughout, without the dense fallback of `incremental`.
+
+    >>> def fn(kernel, x):
+    ...     return jax.lax.conv_general_dilated(
+    ...         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    >>> clip = [jnp.zeros((1, 16, 16, 1)).at[0, t, t].set(1.0) for t in range(4)]
+    >>> tuning = tune(fn, jnp.ones((3, 3, 1, 1)), clip, target=0.99, progress=False)
+    >>> tuning.agreement >= 0.99, tuning.mac_fraction < 0.5
+    (True, True)
+    """
+    frames = [jnp.asarray(frame) for frame in frames]
+    if len(frames) < 2:
+        raise ValueError(f"frames must be at least 2, to see a change; got {len(frames)}")
+    floating = jnp.issubdtype(frames[0].dtype, jnp.floating)
+    if thresholds is None:
+        thresholds = [t / 255 if floating else float(t) for t in THRESHOLDS]
+    if not thresholds or not all(t >= 0 for t in thresholds):
+        raise ValueError(f"thresholds must be numbers of at least 0; got {thresholds!r}")
+    rising = all(a < b for a, b in itertools.pairwise(truncations))
+    if not truncations or not rising or not truncations[0] > 0:
+        raise ValueError(f"truncations must be positive and rising; got {truncations!r}")
+    for name, number in (("trials", trials), ("batch", batch)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1; got {number}")
+
+    runs = _Trials(fn, params, frames, batch)
+    dense = jax.jit(fn)
+    outputs = [jax.device_get(dense(params, frame)) for frame in frames]
+    expected = jax.tree.map(lambda *x: np.stack(x), *outputs)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not progress, transient=True) as bar:
+        task = bar.add_task("tuning", total=trials)
+
+        def advance(count: int, what: str) -> None:
+            bar.update(task, advance=count, description=f"tuning: {what}")
+
+        search = _Search(runs, expected, metric, target, truncations, trials, advance)
+        exact = (-1,) * len(runs.layers)
+        search.try_all([_Setting(0.0, exact)])
+        if runs.layers:
+            search.one_for_all(thresholds)
+        search.try_all([_Setting(t, exact) for t in thresholds])
+        if search.best is not None and search.best.levels != exact:
+            while search.left > 0 and search.raise_layers():
+                pass
+            search.exchange(np.random.default_rng(seed), thresholds)
+    best = search.cheapest
+    return Tuning(
+        best.threshold, best.truncation, best.agreement, best.mac_fraction, tuple(search.curve)
+    )
