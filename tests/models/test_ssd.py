@@ -223,13 +223,13 @@ def graph_of(params):
 
 
 def close(found, expected):
-    """Within rounding: 26 convolutions follow one another, a sum of K terms adds sqrt(K) roundings.
+    """Within rounding: 26 convolutions follow one another, each with sums of at most 9 x 1024.
 
-    The roundings are independent, so they grow as variances do; the last layers have K = 9 x 1024,
-    and the errors of the layers before arrive at the scale that their values arrive at.
+    The roundings are independent, so that their variances add up: a sum of K terms is off by
+    sqrt(K) units in the last place, and 26 of them by sqrt(26 K).
     """
     for output, reference in zip(found, expected, strict=True):
-        tolerance = 26 * math.sqrt(9 * 1024) * EPS * np.abs(reference).max()
+        tolerance = math.sqrt(26 * 9 * 1024) * EPS * np.abs(reference).max()
         np.testing.assert_allclose(output, reference, rtol=0, atol=tolerance)
 
 
