@@ -89,7 +89,7 @@ def load_ssd512(
     classes = _ssd_classes(layers)
     graph, state = nnx.split(nnx.eval_shape(lambda: SSD512(classes, rngs=nnx.Rngs(0))))
     variables: dict[tuple, Any] = dict(nnx.to_flat_state(state))
-    problems = [f"{name}: not a layer of it" for name in layers if name not in CAFFE_LAYERS]
+    problems = [f"{_quoted(name)}: no layer of it" for name in layers if name not in CAFFE_LAYERS]
     for name, place in CAFFE_LAYERS.items():
         parts = ("scale",) if (*place, "scale") in variables else ("kernel", "bias")
         expected = [_caffe_shape(variables[*place, part].shape) for part in parts]
