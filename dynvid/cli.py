@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import dynvid
-from dynvid.models import synthetic_detector
+from dynvid.models import ssd, synthetic_detector
 from dynvid.models.detection import HEADS, Head
 from dynvid.models.synthetic_detector import STRIDE, load_synthetic_detector
 from dynvid.runner import Detector, FrameResult, Measures, detect_video, summarize
@@ -32,10 +32,11 @@ from dynvid.video.reader import VideoError, VideoSource, VideoWarning
 from dynvid.video.report import plot_report
 from dynvid.video.synthetic import render, synthetic_scene
 from dynvid.video.writer import VideoWriter
+from dynvid.weights.caffe import load_ssd512
 from dynvid.weights.onnx import load_onnx
 from dynvid.weights.yolov5 import load_yolov5
 
-_HEADS: dict[str, Head] = {"synthetic": synthetic_detector.HEAD, **HEADS}
+_HEADS: dict[str, Head] = {"synthetic": synthetic_detector.HEAD, "ssd": ssd.HEAD, **HEADS}
 _FPS = 25.0  # of what is written, where the source does not say
 
 
@@ -91,7 +92,7 @@ def run(
     model: Annotated[
         pathlib.Path | None,
         _option(
-            "The network's weights: .onnx (YOLOX) or .pt (YOLOv5).",
+            "The network's weights: .onnx (YOLOX), .pt (YOLOv5) or .caffemodel (SSD512).",
             metavar="PATH",
             default="the detector of discs, squares and triangles that comes with the package",
         ),
@@ -224,7 +225,7 @@ def explain(
     model: Annotated[
         pathlib.Path | None,
         _option(
-            "The network's weights: .onnx or .pt.",
+            "The network's weights: .onnx, .pt or .caffemodel.",
             metavar="PATH",
             default="the detector that comes with the package",
         ),
@@ -325,8 +326,13 @@ def load_detector(
                 size = (height, width)
         elif model.suffix == ".pt":
             network, params = load_yolov5(model)
+        elif model.suffix == ".caffemodel":
+            network, params = load_ssd512(model)
+            size = (ssd.SIZE, ssd.SIZE)
         else:
-            raise UsageError(f"cannot read the model {model}: expected a .onnx or .pt file")
+            raise UsageError(
+                f"cannot read the model {model}: expected a .onnx, .pt or .caffemodel file"
+            )
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(f"cannot read the model: {_one_line(error)}") from error
     name = head or _guess_head(model, network, params, size)
@@ -336,8 +342,8 @@ def load_detector(
 def _guess_head(
     model: pathlib.Path, network: Any, params: Any, size: tuple[int, int] | None
 ) -> str:
-    if model.suffix == ".pt":
-        return "yolov5"
+    if model.suffix in (".pt", ".caffemodel"):
+        return "yolov5" if model.suffix == ".pt" else "ssd"
     size = size or _square(HEADS["yolox"])
     candidate = Detector(model.name, network, params, HEADS["yolox"], "yolox", size)
     try:

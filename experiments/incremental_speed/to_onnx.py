@@ -17,6 +17,7 @@ _ELEMENTWISE = {
     "max": "Max",
     "min": "Min",
     "logistic": "Sigmoid",
+    "sqrt": "Sqrt",
 }
 
 
@@ -77,6 +78,14 @@ def export(fn, params, frames, path):
                 strides=p["window_strides"][1:3],
                 pads=[top, left, bottom, right],
             )
+        elif name == "square":
+            factor = writer.operand(node.inputs[0])
+            writer.names[out] = writer.node("Mul", factor, factor)
+        elif name == "reduce_sum" and p["axes"] == (3,):
+            axes = writer.constant(np.array([1]))
+            writer.names[out] = writer.node("ReduceSum", writer.operand(node.inputs[0]), axes)
+        elif name == "broadcast_in_dim" and node.inputs[0].ndim == 3 and out.shape[3] == 1:
+            writer.names[out] = writer.operand(node.inputs[0])  # the sum above kept the axis
         elif name == "concatenate" and p["dimension"] == 3:
             operands = map(writer.operand, node.inputs)
             writer.names[out] = writer.node("Concat", *operands, axis=1)

@@ -1,0 +1,1 @@
+"""How fast the paper's schemes and the library's are: see README.md."""
