@@ -1,0 +1,2 @@
+def measure(contest, folder):
+    raise NotImplementedError
