@@ -1,5 +1,6 @@
 """Whole systems from the papers, each a `VideoFunction`."""
 
 from dynvid.systems.dyncnn import dyncnn, dyncnn_groups
+from dynvid.systems.ifmdc import ifmdc
 
-__all__ = ["dyncnn", "dyncnn_groups"]
+__all__ = ["dyncnn", "dyncnn_groups", "ifmdc"]

@@ -125,9 +125,9 @@ class Convolution:
     def on_windows(self, x: jax.Array, weights: tuple[jax.Array, list[Any]]) -> jax.Array:
         """Windows `(K, h, w, C)` without padding, or a strip `(1, s, K * s, C)` of them."""
         kernel, operands = weights
-        return self.activate(
-            cells.convolve_windows(x, kernel, **self.geometry, **self.products), operands
-        )
+        # As whole frames: without im2col, which costs more than it gains on windows of this size.
+        y = cells.convolve_windows(x, kernel, dense=True, **self.geometry, **self.products)
+        return self.activate(y, operands)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -237,7 +237,7 @@ class _Finder:
         if op is None or node.primitive.name != "conv_general_dilated":
             return None
         params, spec = node.params, node.params["dimension_numbers"]
-        if tuple(params["lhs_dilation"]) != (1, 1):
+        if tuple(params["lhs_dilation"]) != (1, 1) or not math.prod(node.outputs[0].shape):
             return None
         source, made = node.inputs[0], node.outputs[0]
         into, layout = self.plan.layouts[source], self.plan.layouts[made]
@@ -370,7 +370,7 @@ def dyncnn_groups(
     *,
     cell: int | Sequence[int] | None = None,
 ) -> tuple[Group, ...]:
-    """Lists the convolution groups of a network: `dyncnn` numbers them in this order.
+    """Lists the convolution groups of a network: `dyncnn` numbers them in this order, from 0.
 
     A group is a chain of convolutions of stride one with nothing but elementwise work between and
     after them; it ends where a map is pooled, read twice, added to another or returned (DynCNN,

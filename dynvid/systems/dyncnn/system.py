@@ -81,6 +81,10 @@ class Scheme:
     layout: str
 
 
+_PIXEL_BREAK_EVEN = 0.5  # of the pixels; measured likewise, as the paper gives cells' only
+_CHUNK_BYTES = 2 << 20  # stays in the cache; measured with VGG16 on two CPU cores
+
+
 class _Network:
     """A planned function, cut into units: groups, or single convolutions.
 
@@ -260,7 +264,9 @@ def _update(
     step.changed[unit.convolutions[-1].result] = found.impacted
     streams = stored.shape[0]
     counts = jnp.sum(found.cells, axis=(1, 2), dtype=jnp.int32)
-    dense = found.listed.count > unit.break_even * streams
+    by_pixel = scheme.partition == "pixel"
+    limit = _PIXEL_BREAK_EVEN * found.cells.size if by_pixel else unit.break_even * streams
+    dense = found.listed.count > limit
     stored = lax.cond(dense, lambda _: step.on_frame(i), lambda kept: kept, stored)
     compute = _compute(step, i, scheme)
     size = _chunk(unit, found, stored.dtype.itemsize)
@@ -288,7 +294,9 @@ def _chunk(unit: Group, found: Position, itemsize: int) -> int:
     values = sum(
         w.rows.size * w.columns.size * depth for w, depth in zip(windows, depths, strict=True)
     )
-    return cells.chunk_size(found.cells.size, unit.cell**2, values * itemsize)
+    return cells.chunk_size(
+        found.cells.size, unit.cell**2, values * itemsize, target_bytes=_CHUNK_BYTES
+    )
 
 
 def _compute(
