@@ -1,0 +1,360 @@
+"""Feature maps as key frames and quantised differences, in a closed loop on integers.
+
+IFMDC, section III: clip (Eq. 1, 2), predict from the last reconstruction (Eq. 3), quantise (Eq. 5).
+
+One grid of integers serves key frames and residuals: level m of 0 .. M stands for `low + m A / M`,
+`A = high - low`. M is the smallest number that makes both the step of key frames, `A / (k_key -
+1)`, and that of residuals, `2 B / (k - 1)` with `B = A / residual_divisor`, whole numbers of
+levels. The decoder only ever adds integers, so it holds what the encoder holds on any device.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dynvid.ops.quantize import integrate_residual, quantize_residual
+
+_MOST_LEVELS = 1 << 15  # labels are int16
+_FINEST_GRID = 1 << 20  # float32 still tells a sixteenth of a level
+_CHUNK = 128  # positions that are coded at once where a mask says which
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What encoder and decoder agree on, and how the encoder chooses.
+
+    Attributes:
+      low: the least feature value that is kept; one number, or one a channel.
+      high: the largest; A is `high - low`.
+      levels: k, the labels of a residual: odd, 3 or more.
+      key_levels: k_key, the labels of a key frame; None takes `levels`.
+      group_of_pictures: T, from key frame to key frame.
+      scan: the order of labels in run-length tokens: channel by channel as in Darknet, or
+        position by position.
+      residual_divisor: residuals are quantised over `-B .. B`, `B = A / residual_divisor`; 1 is the
+        paper's. More makes steps finer at equal k; what exceeds B waits for the next frame.
+      dead_zone: in residual steps, 0.5 or more: what moved by less counts as unchanged. 0.5 is the
+        paper's quantiser. The decoder need not know.
+
+    Raises:
+      ValueError: an option is not what it has to be.
+
+    >>> settings = Settings(low=-1.0, high=3.0, levels=9)
+    >>> settings.grid, settings.residual_step, settings.key_step
+    (8, 2, 1)
+    >>> Settings(low=-1.0, high=3.0, levels=8)
+    Traceback (most recent call last):
+    ...
+    ValueError: levels must be odd and of 3 .. 32767, got 8: an even number has no label for a
+    residual of zero, and a still feature map would flicker by a whole step
+    """
+
+    low: float | tuple[float, ...]
+    high: float | tuple[float, ...]
+    levels: int = 9
+    key_levels: int | None = None
+    group_of_pictures: int = 15
+    scan: Literal["chw", "hwc"] = "chw"
+    residual_divisor: int = 1
+    dead_zone: float = 0.5
+
+    def __post_init__(self):
+        if self.levels % 2 == 0 or not 3 <= self.levels < _MOST_LEVELS:
+            raise ValueError(
+                f"levels must be odd and of 3 .. {_MOST_LEVELS - 1}, got {self.levels}"
+                + (
+                    ": an even number has no label for a residual of zero, and a still feature map "
+                    "would flicker by a whole step"
+                    if self.levels % 2 == 0
+                    else ""
+                )
+            )
+        if self.key_levels is not None and not 2 <= self.key_levels < _MOST_LEVELS:
+            raise ValueError(
+                f"key_levels must be of 2 .. {_MOST_LEVELS - 1}, got {self.key_levels}"
+            )
+        if self.group_of_pictures < 1:
+            raise ValueError(f"group_of_pictures must be at least 1, got {self.group_of_pictures}")
+        if self.scan not in ("chw", "hwc"):
+            raise ValueError(f"scan must be 'chw' or 'hwc', got {self.scan!r}")
+        if self.residual_divisor < 1:
+            raise ValueError(f"residual_divisor must be at least 1, got {self.residual_divisor}")
+        if not 0.5 <= self.dead_zone < math.inf:
+            raise ValueError(f"dead_zone must be 0.5 steps or more, got {self.dead_zone}")
+        # As the file stores them, so that both ends compute with the same numbers.
+        low, high = np.float32(self.low), np.float32(self.high)
+        if low.shape != high.shape or low.ndim > 1:
+            raise ValueError(
+                f"low and high must both be numbers or one a channel, got shapes {low.shape} and "
+                f"{high.shape}"
+            )
+        if not np.all((low < high) & np.isfinite(high - low)):
+            raise ValueError(f"low must be below high and both finite, got {self.low}, {self.high}")
+        for name, value in (("low", low), ("high", high)):
+            exact = float(value) if value.ndim == 0 else tuple(map(float, value))
+            object.__setattr__(self, name, exact)
+        if self.grid > _FINEST_GRID:
+            raise ValueError(
+                f"key_levels={self.key_levels}, levels={self.levels} and residual_divisor="
+                f"{self.residual_divisor} have no common grid of {_FINEST_GRID} levels or fewer; "
+                "make key_levels - 1 a multiple or a divisor of (levels - 1) / 2 * residual_divisor"
+            )
+
+    @property
+    def labels_of_key(self) -> int:
+        """k_key."""
+        return self.levels if self.key_levels is None else self.key_levels
+
+    @property
+    def grid(self) -> int:
+        """M, the last level of the common grid."""
+        return math.lcm(self.labels_of_key - 1, (self.levels - 1) // 2 * self.residual_divisor)
+
+    @property
+    def key_step(self) -> int:
+        """Grid levels from label to label of a key frame."""
+        return self.grid // (self.labels_of_key - 1)
+
+    @property
+    def residual_step(self) -> int:
+        """Grid levels from label to label of a residual."""
+        return self.grid // ((self.levels - 1) // 2 * self.residual_divisor)
+
+    @property
+    def run_label(self) -> int:
+        """N, the label of a residual of zero."""
+        return (self.levels - 1) // 2
+
+
+class CodecState(NamedTuple):
+    """What both ends keep between frames.
+
+    Attributes:
+      level: the reconstruction on the integer grid, `int32[streams, h, w, c]`.
+      frame: the number of the next frame, `int32[]`.
+      intact: whether `level` is what the encoder holds, `bool[]`: False before the first key frame
+        and from a lost frame to the next key frame.
+    """
+
+    level: jax.Array
+    frame: jax.Array
+    intact: jax.Array
+
+
+class Symbols(NamedTuple):
+    """One frame as it is sent.
+
+    Attributes:
+      labels: `int16[streams, h, w, c]`.
+      is_key: whether it stands for itself, `bool[]`.
+      frame: its number, `int32[]`.
+    """
+
+    labels: jax.Array
+    is_key: jax.Array
+    frame: jax.Array
+
+
+class FeatureCodec(NamedTuple):
+    """The two ends of the channel, pure and jittable.
+
+    Attributes:
+      settings: what it was built from.
+      init: `init(shape) -> state` for features `(streams, h, w, c)`, on either end.
+      encode: `encode(state, feature, change=None) -> (state, symbols)`.
+      decode: `decode(state, symbols) -> (state, reconstruction)`.
+    """
+
+    settings: Settings
+    init: Callable[..., CodecState]
+    encode: Callable[..., tuple[CodecState, Symbols]]
+    decode: Callable[..., tuple[CodecState, jax.Array]]
+
+
+def ifmdc(settings: Settings) -> FeatureCodec:
+    """Builds the codec of feature maps.
+
+    Key frames, `n mod T = 0`: `q = round((f - low) / A (k_key - 1))`. All others:
+    `q = clip(round((f - rec + B) / 2B (k - 1)), 0, k - 1)`,
+    `rec <- clip(rec + 2B q / (k - 1) - B, low, high)` (IFMDC, Eq. 3 and 5, closed loop).
+
+    - `encode` takes features `float[streams, h, w, c]` and, where it is known, a mask of what may
+      have changed since the last frame, `bool[streams, h, w]`: positions outside of it have a
+      residual of zero and are neither read nor compared (a key frame is whole all the same).
+    - `decode` returns the reconstruction, `float32[streams, h, w, c]`. A frame whose predecessor is
+      missing leaves the state as it was, with `intact` False, up to the next key frame.
+
+    Args:
+      settings: what both ends agree on.
+
+    Returns:
+      The codec.
+
+    Approximate because it rounds: `|clip(f) - rec| <= A / (k - 1)` at every frame where
+    `residual_divisor = 1` and `dead_zone = 0.5`, nothing is masked, and `k_key >= (k + 1) / 2`.
+    Exact between the ends: both hold the same integers, for ever.
+
+    >>> codec = ifmdc(Settings(low=0.0, high=4.0, levels=5, group_of_pictures=2))
+    >>> state = codec.init((1, 1, 2, 1))
+    >>> state, symbols = codec.encode(state, jnp.array([[[[1.2], [9.0]]]]))
+    >>> symbols.labels.ravel(), symbols.is_key.item()
+    (Array([1, 4], dtype=int16), True)
+    >>> state, symbols = codec.encode(state, jnp.array([[[[3.2], [4.0]]]]))
+    >>> symbols.labels.ravel(), symbols.is_key.item()
+    (Array([3, 2], dtype=int16), False)
+    """
+    low, high = (np.asarray(x, np.float32) for x in (settings.low, settings.high))
+    to_grid = np.float32(settings.grid) / (high - low)
+    from_grid = (high - low) / np.float32(settings.grid)
+    key_levels = settings.labels_of_key
+
+    def init(shape: tuple[int, int, int, int]) -> CodecState:
+        if len(shape) != 4 or (low.ndim and low.shape[0] != shape[3]):
+            expected = low.shape[0] if low.ndim else "c"
+            raise ValueError(f"shape must be (streams, h, w, {expected}), got {tuple(shape)}")
+        return CodecState(
+            jnp.zeros(shape, jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        )
+
+    def key(feature: jax.Array) -> tuple[jax.Array, jax.Array]:
+        target = (jnp.clip(feature, low, high) - low) * (to_grid / settings.key_step)
+        labels = jnp.clip(jnp.round(target).astype(jnp.int32), 0, key_levels - 1)
+        return labels.astype(jnp.int16), labels * settings.key_step
+
+    def residual(feature: jax.Array, level: jax.Array) -> tuple[jax.Array, jax.Array]:
+        labels = quantize_residual(
+            (jnp.clip(feature, low, high) - low) * to_grid,
+            level,
+            step=settings.residual_step,
+            levels=settings.levels,
+            dead_zone=settings.dead_zone,
+        )
+        return labels.astype(jnp.int16), add(level, labels)
+
+    def add(level: jax.Array, labels: jax.Array) -> jax.Array:
+        return integrate_residual(
+            level,
+            labels.astype(jnp.int32),
+            step=settings.residual_step,
+            levels=settings.levels,
+            top=settings.grid,
+        )
+
+    def encode(
+        state: CodecState, feature: jax.Array, change: jax.Array | None = None
+    ) -> tuple[CodecState, Symbols]:
+        _check(feature, state.level.shape, change)
+        is_key = state.frame % settings.group_of_pictures == 0
+        if change is None:
+            labels, level = lax.cond(is_key, lambda x, m: key(x), residual, feature, state.level)
+        else:
+            labels, level = lax.cond(
+                is_key,
+                lambda x, m, mask: key(x),
+                lambda x, m, mask: _where_changed(residual, x, m, mask, settings.run_label),
+                feature,
+                state.level,
+                change,
+            )
+        symbols = Symbols(labels, is_key, state.frame)
+        return CodecState(level, state.frame + 1, jnp.ones((), bool)), symbols
+
+    def decode(state: CodecState, symbols: Symbols) -> tuple[CodecState, jax.Array]:
+        follows = state.intact & (symbols.frame == state.frame)
+        labels = symbols.labels.astype(jnp.int32)
+        level = jnp.where(
+            symbols.is_key,
+            jnp.clip(labels, 0, key_levels - 1) * settings.key_step,
+            jnp.where(follows, add(state.level, labels), state.level),
+        )
+        reconstruction = low + level.astype(jnp.float32) * from_grid
+        return CodecState(level, symbols.frame + 1, symbols.is_key | follows), reconstruction
+
+    return FeatureCodec(settings, init, encode, decode)
+
+
+def clip_range(
+    features: np.ndarray | jax.Array,
+    *,
+    percentiles: tuple[float, float] = (0.1, 99.9),
+    by_channel: bool = False,
+) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
+    """Chooses `low` and `high` from calibration features: two percentiles of their values.
+
+    Args:
+      features: `[..., c]`, floating.
+      percentiles: of the lower and the upper end, in percent.
+      by_channel: a range for each channel instead of one for all.
+
+    Returns:
+      `low` and `high`: numbers, or one number a channel.
+
+    Raises:
+      ValueError: the range is empty, as of a feature map (or a channel) that is constant.
+
+    >>> clip_range(np.arange(1001.0)[:, None])
+    (1.0, 999.0)
+    """
+    values = np.asarray(features, np.float32)
+    if by_channel:
+        ends = np.percentile(values.reshape(-1, values.shape[-1]), percentiles, axis=0)
+        # A channel that never moves still needs a range: that of the narrowest that does.
+        width = ends[1] - ends[0]
+        if np.any(width > 0):
+            ends[1] = np.where(width > 0, ends[1], ends[0] + width[width > 0].min())
+        low, high = (tuple(map(float, np.float32(end))) for end in ends)
+    else:
+        low, high = (float(np.float32(end)) for end in np.percentile(values, percentiles))
+    if not np.all(np.less(low, high)):
+        raise ValueError(f"percentiles {percentiles} of the features leave no range: {low}, {high}")
+    return low, high
+
+
+def _where_changed(
+    residual: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+    feature: jax.Array,
+    level: jax.Array,
+    change: jax.Array,
+    run_label: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs `residual` on the marked positions alone, a chunk at a time; the rest is zero."""
+    channels = level.shape[-1]
+    positions = change.size
+    chunk = min(_CHUNK, positions)
+    # Filled up with positions beyond the last: gathers clip them, scatters drop them.
+    room = -(-positions // chunk) * chunk
+    marked = jnp.nonzero(change.reshape(-1), size=room, fill_value=positions)[0]
+    rows = feature.reshape(positions, channels)
+
+    def code(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        labels, levels = carry
+        here = lax.dynamic_slice(marked, (i * chunk,), (chunk,))
+        new = residual(
+            rows.at[here].get(mode="clip"),
+            levels.at[here].get(mode="clip"),
+        )
+        return (
+            labels.at[here].set(new[0], mode="drop"),
+            levels.at[here].set(new[1], mode="drop"),
+        )
+
+    chunks = -(-jnp.sum(change, dtype=jnp.int32) // chunk)
+    still = jnp.full((positions, channels), run_label, jnp.int16)
+    labels, levels = lax.fori_loop(0, chunks, code, (still, level.reshape(positions, channels)))
+    return labels.reshape(level.shape), levels.reshape(level.shape)
+
+
+def _check(feature: jax.Array, shape: tuple[int, ...], change: jax.Array | None) -> None:
+    if feature.shape != shape or not jnp.issubdtype(feature.dtype, jnp.floating):
+        raise ValueError(
+            f"feature must be floating {shape}, as init was told, got {feature.dtype} "
+            f"{feature.shape}"
+        )
+    if change is not None and (change.shape != shape[:3] or change.dtype != bool):
+        raise ValueError(f"change must be bool {shape[:3]}, got {change.dtype} {change.shape}")
