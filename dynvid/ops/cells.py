@@ -287,11 +287,11 @@ def winograd_applies(
 
 
 def chunk_size(
-    cells: int, area: int, window_bytes: int, *, target_bytes: int = 4 << 20, rows: int = 512
+    cells: int, area: int, window_bytes: int, *, target_bytes: int = 1 << 20, rows: int = 128
 ) -> int:
     """How many cells one turn of the loop takes.
 
-    As many as stay in the cache, but enough positions for a matrix product to run at full speed.
+    As many as stay in a second-level cache, but enough positions for a matrix product to run at full speed.
 
     Args:
       cells: The number of cells there are; a chunk is never larger.
@@ -301,7 +301,7 @@ def chunk_size(
       rows: How many positions a chunk has at least.
 
     >>> chunk_size(1000, 16, 1 << 16), chunk_size(1000, 16, 1 << 20)
-    (64, 32)
+    (16, 8)
     """
     count = max(target_bytes // max(1, window_bytes), rows // area, 1)
     return min(cells, 1 << int(math.log2(count)))
