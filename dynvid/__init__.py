@@ -1,7 +1,16 @@
 """Dynamic video inference in JAX: any vision function, run incrementally on a video."""
 
-from dynvid.incremental import Tuning, explain, incremental, map_caches, tune
+from dynvid.incremental import Tuning, explain, incremental, map_caches, split, tune
 from dynvid.types import VideoFunction, Work
 
-__all__ = ["Tuning", "VideoFunction", "Work", "explain", "incremental", "map_caches", "tune"]
+__all__ = [
+    "Tuning",
+    "VideoFunction",
+    "Work",
+    "explain",
+    "incremental",
+    "map_caches",
+    "split",
+    "tune",
+]
 __version__ = "0.1.0"

@@ -348,25 +348,10 @@ def decode_yolov5(
         raise ValueError(
             f"{len(outputs)} outputs need anchors ({len(outputs)}, A, 2), got {anchors.shape}"
         )
-    count = anchors.shape[1]
-    rows, places = [], []
-    for output, level in zip(outputs, anchors, strict=True):
-        batch, height, width, channels = output.shape
-        if channels % count or channels // count < 6:
-            raise ValueError(f"output of shape {output.shape} for {count} anchors a cell")
-        rows.append(output.reshape(batch, height * width * count, channels // count))
-        place = jnp.repeat(_grid(height, width, size[0] // height), count, 0)
-        places.append(jnp.concatenate([place, jnp.tile(level, (height * width, 1))], -1))
-    # The sigmoid is monotonic: the best class is found before it is taken.
-    score = jnp.concatenate(
-        [jax.nn.sigmoid(r[..., 4]) * jax.nn.sigmoid(jnp.max(r[..., 5:], -1)) for r in rows], 1
-    )
-    score, index = lax.top_k(score, min(max_candidates, score.shape[1]))
-    found = jnp.take_along_axis(jnp.concatenate(rows, 1), index[..., None], 1)
-    place = jnp.concatenate(places)[index]
+    score, found, place = _best_cells(outputs, list(anchors), size, max_candidates)
     p = jax.nn.sigmoid(found[..., :4])
-    centre = (2 * p[..., :2] - 0.5 + place[..., :2]) * place[..., 2:3]
-    half = (2 * p[..., 2:4]) ** 2 * place[..., 3:] / 2
+    centre = (2 * p[..., :2] - 0.5 + place[..., :2]) * place[..., 2:4]
+    half = (2 * p[..., 2:4]) ** 2 * place[..., 4:6] / 2
     return _suppress(
         jnp.concatenate([centre - half, centre + half], -1),
         score,
@@ -375,6 +360,112 @@ def decode_yolov5(
         iou_threshold,
         max_detections,
     )
+
+
+@functools.partial(jax.jit, static_argnames=("size", "max_candidates", "max_detections"))
+def decode_yolov3(
+    outputs: Sequence[jax.Array],
+    anchors: Sequence[jax.Array],
+    *,
+    size: tuple[int, int],
+    scale_x_y: Sequence[jax.Array | float] | None = None,
+    score_threshold: float = 0.25,
+    iou_threshold: float = 0.45,
+    max_candidates: int = 256,
+    max_detections: int = 100,
+) -> Detections:
+    """Boxes from the raw head outputs of a YOLOv3 network, or another of Darknet's with its heads.
+
+    With t a cell's outputs, u and v its column and row, s its stride, c the head's scale and p the
+    sigmoid: the centre is ((c p(t_x) - (c - 1) / 2 + u) s, (c p(t_y) - (c - 1) / 2 + v) s), the
+    size (exp(t_w) a_w, exp(t_h) a_h) with the anchor a, the score p(objectness) p(class) (Redmon
+    and Farhadi, YOLOv3, 2018, section 2.1, where c is 1).
+
+    Args:
+      outputs: one `(B, h, w, A * (5 + C))` floating a head, before the sigmoid.
+      anchors: one `(A, 2)` (width, height) a head, in pixels of the network's input.
+      size: (height, width) of the network's input, in pixels.
+      scale_x_y: c, one a head; 1 where it is None.
+      score_threshold: as in `non_maximum_suppression`, like the three below.
+      iou_threshold: the greatest overlap at which both boxes stay.
+      max_candidates: how many boxes of an image are looked at.
+      max_detections: how many are returned.
+
+    Returns:
+      `Detections` in pixels of the network's input.
+
+    Raises:
+      ValueError: the outputs, anchors and scales do not belong together.
+
+    >>> outputs = [jnp.zeros((1, 1, 2, 6)).at[0, 0, 1, 4:].set(9.0)]
+    >>> found = decode_yolov3(outputs, [jnp.array([[4.0, 2.0]])], size=(8, 16), max_detections=1)
+    >>> found.boxes
+    Array([[[10.,  3., 14.,  5.]]], dtype=float32)
+    """
+    scales = [1.0] * len(outputs) if scale_x_y is None else scale_x_y
+    if not len(outputs) == len(anchors) == len(scales) or any(
+        a.ndim != 2 or a.shape[1] != 2 for a in anchors
+    ):
+        raise ValueError(
+            f"{len(outputs)} outputs need as many anchors (A, 2) and scales, got "
+            f"{[a.shape for a in anchors]} and {len(scales)} scales"
+        )
+    levels = [
+        jnp.concatenate([level, jnp.full((len(level), 1), scale)], 1)
+        for level, scale in zip(anchors, scales, strict=True)
+    ]
+    score, found, place = _best_cells(outputs, levels, size, max_candidates)
+    scale = place[..., 6:]
+    offset = scale * jax.nn.sigmoid(found[..., :2]) - (scale - 1) / 2
+    centre = (offset + place[..., :2]) * place[..., 2:4]
+    half = jnp.exp(found[..., 2:4]) * place[..., 4:6] / 2
+    return _suppress(
+        jnp.concatenate([centre - half, centre + half], -1),
+        score,
+        jnp.argmax(found[..., 5:], -1),
+        score_threshold,
+        iou_threshold,
+        max_detections,
+    )
+
+
+def _best_cells(
+    outputs: Sequence[jax.Array],
+    levels: Sequence[jax.Array],
+    size: tuple[int, int],
+    max_candidates: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The best anchors of the best cells of raw head outputs, by objectness times class score.
+
+    Args:
+      outputs: one `(B, h, w, A * (5 + C))` a level.
+      levels: one `(A, D)` a level, what is to know about each anchor.
+      size: (height, width) of the network's input.
+      max_candidates: K, the most that are taken.
+
+    Returns:
+      Scores `(B, K)`, falling; their outputs `(B, K, 5 + C)`; and `(B, K, 4 + D)`: column, row,
+      horizontal and vertical stride, and what the level says.
+    """
+    rows, places = [], []
+    for output, level in zip(outputs, levels, strict=True):
+        batch, height, width, channels = output.shape
+        count = len(level)
+        if channels % count or channels // count < 6:
+            raise ValueError(f"output of shape {output.shape} for {count} anchors a cell")
+        rows.append(output.reshape(batch, height * width * count, channels // count))
+        stride = jnp.array([size[1] / width, size[0] / height], jnp.float32)
+        cells = _grid(height, width, 0)[:, :2]
+        place = jnp.concatenate([cells, jnp.tile(stride, (len(cells), 1))], -1)
+        place = jnp.repeat(place, count, 0)
+        places.append(jnp.concatenate([place, jnp.tile(level, (len(cells), 1))], -1))
+    # The sigmoid is monotonic: the best class is found before it is taken.
+    score = jnp.concatenate(
+        [jax.nn.sigmoid(r[..., 4]) * jax.nn.sigmoid(jnp.max(r[..., 5:], -1)) for r in rows], 1
+    )
+    score, index = lax.top_k(score, min(max_candidates, score.shape[1]))
+    found = jnp.take_along_axis(jnp.concatenate(rows, 1), index[..., None], 1)
+    return score, found, jnp.concatenate(places)[index]
 
 
 Placement = Literal["top_left", "centre", "stretch"]
@@ -584,10 +675,18 @@ def _yolov5(params: Params, outputs: Output, **options) -> Detections:
     return decode_yolov5(outputs, params["anchors"], **options)
 
 
+def _yolov3(params: Params, outputs: Output, **options) -> Detections:
+    return decode_yolov3(outputs, params["anchors"], scale_x_y=params["scale_x_y"], **options)
+
+
 HEADS: dict[str, Head] = {
     "yolox": Head(
         COCO_CLASSES, _yolox, "top_left", "bgr", white=255, longest_side=416, square=True
     ),
     "yolov5": Head(COCO_CLASSES, _yolov5, "centre", "rgb", white=1),
+    # Darknet pads with 0.5 of 1.
+    "yolov3": Head(
+        COCO_CLASSES, _yolov3, "centre", "rgb", white=1, fill=127.5, longest_side=416, square=True
+    ),
 }
 """The detector families that a runner knows by name."""
