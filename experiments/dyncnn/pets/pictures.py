@@ -50,7 +50,10 @@ def measure(contest: Contest, folder: pathlib.Path) -> dict[str, Any]:
     rows = []
     shown = track(clip.frames[1:], "masks", console=console, transient=True)
     for index, frame in enumerate(shown, 1):
-        old, changed = state, changed_pixels(frame, state.reference, threshold=settings["threshold"])
+        old, changed = (
+            state,
+            changed_pixels(frame, state.reference, threshold=settings["threshold"]),
+        )
         state, _ = step(params, old, frame, changed)
         if index in FRAMES:
             geometry = _by_geometry(plan, params, changed, levels)
@@ -118,9 +121,7 @@ def _draw_pair(
             _grey(frame), found.boxes[kept] / scale, labels=labels, classes=found.classes[kept]
         )
         axes.imshow(picture)
-        counted = [
-            f"{np.sum(found.classes[kept] == i)} {label}" for i, label in enumerate(CLASSES)
-        ]
+        counted = [f"{np.sum(found.classes[kept] == i)} {label}" for i, label in enumerate(CLASSES)]
         axes.set_title(f"{name}: {', '.join(counted)}", fontsize=10)
         axes.set_axis_off()
     _save(figure, path)

@@ -1,0 +1,99 @@
+"""What the figures of `experiments/dyncnn/pets` rest on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dynvid
+from dynvid.incremental.tune import Trial
+from dynvid.models.detection import Detections
+from dynvid.ops.difference import changed_pixels
+from dynvid.systems.dyncnn import dyncnn
+from experiments.dyncnn.pets.evaluate import CLASSES, GroundTruth, judge, of_classes, schemes
+from experiments.dyncnn.pets.tuned import LOSS, choose_target
+
+
+def network(kernel, frames):
+    def layer(x):
+        return jax.nn.relu(
+            jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        )
+
+    return layer(layer(frames.astype(jnp.float32)))
+
+
+@pytest.mark.parametrize("reference", ["previous", "last_used"])
+@pytest.mark.parametrize("kind", [dyncnn, dynvid.incremental])
+def test_theta_as_a_mask_is_theta_as_an_option(kind, reference):
+    """One executable serves every theta: the mask must do what the option does, step by step."""
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.integers(-2, 3, (3, 3, 3, 3)), jnp.float32)
+    clip = rng.integers(0, 40, (6, 1, 32, 32, 3)).astype(np.uint8)
+    clip[:, :, 8:] = clip[0, :, 8:]
+    option, mask = kind(network, threshold=20, reference=reference), kind(network, reference=reference)
+    a, _ = option.init(kernel, clip[0])
+    b, _ = mask.init(kernel, clip[0])
+    for frame in clip[1:]:
+        changed = changed_pixels(frame, b.reference, threshold=jnp.float32(20))
+        assert 0 < int(changed.sum()) < changed.size
+        a, expected = option.step(kernel, a, frame)
+        b, found = mask.step(kernel, b, frame, changed)
+        assert np.array_equal(expected, found)
+        assert np.array_equal(a.reference, b.reference)
+        assert np.array_equal(a.work.macs, b.work.macs)
+
+
+def test_the_schemes_of_the_paper_compare_with_the_previous_frame():
+    kernel = jnp.ones((3, 3, 1, 1))
+    ramp = [np.full((1, 32, 32, 1), value, np.uint8) for value in (0, 15, 30)]
+    for name, video in schemes(network).items():
+        state, _ = video.init(kernel, ramp[0])
+        marked = []
+        for frame in ramp[1:]:
+            changed = changed_pixels(frame, state.reference, threshold=20)
+            state, _ = video.step(kernel, state, frame, changed)
+            marked.append(bool(changed.any()))
+        # A slow change is never seen by the paper's rule.
+        assert marked[1] == (name in ("transformation", "with refresh"))
+
+
+def detections(boxes, scores, classes):
+    return Detections(
+        np.array([boxes], np.float32), np.array([scores], np.float32), np.array([classes]),
+        np.ones((1, len(scores)), bool),
+    )  # fmt: skip
+
+
+def test_other_classes_are_left_out_and_the_rest_is_numbered_anew():
+    found = of_classes(detections([[0, 0, 1, 1]] * 3, [0.9, 0.8, 0.7], [14, 6, 3]), (14, 6))
+    assert found.classes.tolist() == [[0, 1, -1]]
+    assert found.valid.tolist() == [[True, True, False]]
+
+
+def test_counts_add_up_and_a_class_without_truth_is_not_judged():
+    box, far = [0, 0, 10, 10], [50, 50, 60, 60]
+    found = detections([box, box, far, far], [0.9, 0.8, 0.7, 0.1], [0, 0, 0, 1])
+    truth = GroundTruth(np.array([[box]], np.float32), np.zeros((1, 1), int), np.ones((1, 1), bool))
+    result = judge(found, truth)
+    assert list(result) == [CLASSES[0]]
+    row = result["person"]
+    assert (row["true_positives"], row["false_positives"]) == (1, 2)
+    assert row["predictions"] == 3
+    assert row["ap50"] == 100
+
+
+def trial(tau, agreement):
+    return Trial(15.0, {"conv_1": tau} if tau else {}, agreement, 0.5, False)
+
+
+def test_the_target_is_where_average_precision_starts_to_fall():
+    walk = [(trial(0, 100.0), 80.0), (trial(0.5, 90.0), 80.5), (trial(0.7, 85.0), 80.0 - LOSS / 2)]
+    walk += [(trial(1.0, 80.0), 79.0), (trial(1.2, 70.0), 80.0)]
+    assert choose_target(walk) == (0.7, 85.0)
+
+
+def test_the_target_is_exact_where_any_truncation_costs_too_much():
+    assert choose_target([(trial(0, 99.0), 80.0), (trial(0.5, 90.0), 70.0)]) == (0.0, 99.0)
