@@ -1,5 +1,6 @@
 """Choosing the threshold and the truncations of an incremental function on calibration frames."""
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -246,36 +247,50 @@ class _Search:
         return self.found[self.best]
 
     def one_for_all(self, thresholds: Sequence[float]) -> None:
-        """Tries the same truncation in every layer, a coarse half of them first."""
+        """Tries the same truncation in every layer, then every threshold about the best of them."""
         count = len(self.trials.layers)
+        middle = sorted(thresholds)[len(thresholds) // 2]
+        levels = range(len(self.taus))
+        self.try_all([_Setting(middle, (i,) * count) for i in levels])
+        assert self.best is not None
+        best = max(self.best.levels)
+        near = [i for i in (best, best + 1, best - 1) if i in levels] or [0]
+        self.try_all([_Setting(t, (i,) * count) for i in near for t in thresholds])
 
-        def settings(levels: Sequence[int]) -> list[_Setting]:
-            return [_Setting(t, (i,) * count) for i in levels for t in thresholds]
+    def trade(self) -> bool:
+        """Lowers the layers that gain most agreement for what they cost, and raises the others.
 
-        self.try_all(settings(range(0, len(self.taus), 2)))
-        self.try_all(settings(range(1, len(self.taus), 2))) if self.left > 6 * count else None
-
-    def raise_layers(self) -> bool:
-        """Raises the layers that cost least: one by one first, then the cheapest ones together.
-
-        The loss of agreement for each multiply-accumulate saved orders the layers. Runs of this
-        order, from its front, are tried together; the best that reaches the target is taken.
+        Each layer is moved up and down alone. If losses add up, the best setting within one step of
+        each layer follows: from all layers down, raise in the order of the agreement lost for each
+        multiply-accumulate saved, as far as the target allows. They do not quite add up: settings
+        that stop earlier and later on this path are tried together, and the best is taken.
         """
         assert self.best is not None
         here, now = self.best, self.cheapest
-        single = [s for i in range(len(here.levels)) if (s := self._moved(here, {i: 1})) != here]
-        self.try_all(single)
-        gains = [
-            ((now.agreement - t.agreement) / max(now.mac_fraction - t.mac_fraction, 1e-9), i)
-            for i in range(len(here.levels))
-            if (t := self.found.get(self._moved(here, {i: 1}))) is not None
-            and t.mac_fraction < now.mac_fraction
-        ]
-        order = [i for _, i in sorted(gains)]
-        sizes = np.unique(np.linspace(2, len(order), self.trials.batch).astype(int))
-        together = [
-            self._moved(here, dict.fromkeys(order[:n], 1)) for n in sizes if n <= len(order)
-        ]
+        layers = range(len(here.levels))
+        self.try_all([self._moved(here, {i: way}) for i in layers for way in (1, -1)])
+        steps, predicted, lowest = [], now.agreement, {}
+        for i in layers:
+            down, up = (self.found.get(self._moved(here, {i: way}), now) for way in (-1, 1))
+            price = -np.inf
+            for a, b in ((down, now), (now, up)):
+                if a is not b:
+                    # A layer is raised only after it has come back from being lowered.
+                    saved = max(a.mac_fraction - b.mac_fraction, 1e-9)
+                    price = max(price, (a.agreement - b.agreement) / saved)
+                    steps.append((price, i, a.agreement - b.agreement))
+            if down is not now:
+                predicted += down.agreement - now.agreement
+                lowest[i] = -1
+        steps.sort()
+        left = predicted - np.cumsum([loss for *_, loss in steps])
+        enough = int(np.sum(left >= self.target))
+        spread = np.arange(self.trials.batch) - self.trials.batch // 2
+        together = []
+        for count in np.clip(enough + spread * max(1, len(steps) // 24), 0, len(steps)):
+            moves = collections.Counter(i for _, i, _ in steps[:count])
+            moves.update(lowest)
+            together.append(self._moved(here, moves))
         self.try_all(together)
         return self.best is not here
 
@@ -323,10 +338,10 @@ def tune(
     """Chooses a threshold and a truncation for each layer that keep outputs close to dense ones.
 
     Minimises the multiply-accumulates over (theta, tau_1 ... tau_n) subject to `metric >= target`.
-    First one truncation for all layers is tried with every threshold. From the best of them the
-    search goes on layer by layer, front to back: each is raised alone, then those that lost the
-    least agreement for what they saved are raised together, until nothing is gained. What is left
-    of the trials goes to random exchanges: some layers up, fewer down.
+    First one truncation for all layers is tried, and every threshold about the best of them. Then
+    each layer is moved up and down alone, and what that gave says which to raise and which to
+    lower, together, for the target; again, until nothing is gained. What is left of the trials
+    goes to random exchanges: some layers up, fewer down.
 
     Args:
       fn: `fn(params, frames) -> outputs` as for `incremental`, with outputs `(streams, ...)`. Let
@@ -399,7 +414,7 @@ def tune(
             search.one_for_all(thresholds)
         search.try_all([_Setting(t, exact) for t in thresholds])
         if search.best is not None and search.best.levels != exact:
-            while search.left > 0 and search.raise_layers():
+            while search.left > 0 and search.trade():
                 pass
             search.exchange(np.random.default_rng(seed), thresholds)
     best = search.cheapest
