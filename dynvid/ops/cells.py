@@ -291,7 +291,8 @@ def chunk_size(
 ) -> int:
     """How many cells one turn of the loop takes.
 
-    As many as stay in a second-level cache, but enough positions for a matrix product to run at full speed.
+    As many as stay in a second-level cache, but enough positions for a matrix product to run at
+    full speed.
 
     Args:
       cells: The number of cells there are; a chunk is never larger.
