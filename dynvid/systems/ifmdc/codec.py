@@ -88,7 +88,7 @@ class Settings:
         if not 0.5 <= self.dead_zone < math.inf:
             raise ValueError(f"dead_zone must be 0.5 steps or more, got {self.dead_zone}")
         # As the file stores them, so that both ends compute with the same numbers.
-        low, high = np.float32(self.low), np.float32(self.high)
+        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
         if low.shape != high.shape or low.ndim > 1:
             raise ValueError(
                 f"low and high must both be numbers or one a channel, got shapes {low.shape} and "
@@ -273,7 +273,7 @@ def ifmdc(settings: Settings) -> FeatureCodec:
             jnp.clip(labels, 0, key_levels - 1) * settings.key_step,
             jnp.where(follows, add(state.level, labels), state.level),
         )
-        reconstruction = low + level.astype(jnp.float32) * from_grid
+        reconstruction = jnp.asarray(low) + level.astype(jnp.float32) * from_grid
         return CodecState(level, symbols.frame + 1, symbols.is_key | follows), reconstruction
 
     return FeatureCodec(settings, init, encode, decode)
@@ -308,9 +308,9 @@ def clip_range(
         width = ends[1] - ends[0]
         if np.any(width > 0):
             ends[1] = np.where(width > 0, ends[1], ends[0] + width[width > 0].min())
-        low, high = (tuple(map(float, np.float32(end))) for end in ends)
+        low, high = (tuple(end.tolist()) for end in ends.astype(np.float32))
     else:
-        low, high = (float(np.float32(end)) for end in np.percentile(values, percentiles))
+        low, high = np.percentile(values, percentiles).astype(np.float32).tolist()
     if not np.all(np.less(low, high)):
         raise ValueError(f"percentiles {percentiles} of the features leave no range: {low}, {high}")
     return low, high

@@ -1,0 +1,460 @@
+"""The file and wire format of coded feature maps, versioned, written and read frame by frame.
+
+A header, then packets. Numbers are little-endian.
+
+    header   magic (8), version (u16), channels with a clip range of their own (u16, 0: one range
+             for all), fields, ranges, CRC-32 of all that precedes
+    packet   kind (u8), frame number (u32), payload length (u32), CRC-16 of these nine bytes,
+             payload, CRC-32 of all that precedes in the packet
+    kinds    0xB0 key frame, 0xB1 residual frame, 0xBF end: the number of frames, no payload
+
+Both checksums of a packet begin with the header's: no packet passes under another header. A reader
+allocates nothing that the bytes have not paid for, beyond what one frame of the header's shape
+takes, and that shape is limited.
+"""
+
+import dataclasses
+import math
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, Literal, NamedTuple
+
+import numpy as np
+
+from dynvid.coding.context import ContextCoder
+from dynvid.coding.errors import BitstreamError
+from dynvid.coding.runs import decode_fixed, decode_huffman, encode_fixed, encode_huffman
+
+MAGIC = b"\x89IFM\r\n\x1a\n"
+"""How every file begins; line ends and a non-text byte, so that a mangled transfer shows."""
+
+VERSION = 1
+MOST_VALUES = 1 << 24
+"""The most values of one frame: 24 streams of YOLOv3's 52x52x256."""
+
+_MOST_CHANNELS = 1 << 14
+_MOST_LABELS = (1 << 15) - 1
+_PREFIX = struct.Struct("<HH")
+_FIELDS = struct.Struct("<IIIIBBBHHII")
+_HEAD = struct.Struct("<BII")
+_CRC16 = struct.Struct("<H")
+_CRC32 = struct.Struct("<I")
+_KEY, _RESIDUAL, _END = 0xB0, 0xB1, 0xBF
+_ANY_KIND = re.compile(rb"[\xb0\xb1\xbf]")
+_DTYPES = ("float32", "float16", "bfloat16")
+_SCANS = ("chw", "hwc")
+_STAGES = ("fixed", "huffman", "arithmetic")
+_PIECE = 1 << 16  # what is read at once
+
+Stage = Literal["fixed", "huffman", "arithmetic"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a decoder has to know before the first packet.
+
+    Attributes:
+      shape: `(streams, h, w, c)` of every frame; at most 2^24 values.
+      low: the value of level 0, one number or one a channel, as float32 holds it.
+      high: the value of the last level.
+      levels: k, odd.
+      key_levels: k_key.
+      group_of_pictures: T: frame n is a key frame where `n mod T = 0`.
+      residual_divisor: residuals span `-A / divisor .. A / divisor`.
+      scan: the order of labels in run-length tokens.
+      stage: how labels become bits: "fixed" (R1), "huffman" (R2) or "arithmetic" (R3).
+      dtype: what the features were before they were coded.
+
+    Raises:
+      ValueError: a field is not what it has to be.
+
+    >>> header = Header(
+    ...     shape=(1, 4, 4, 2), low=-1.0, high=3.0, levels=9, key_levels=9, group_of_pictures=15
+    ... )
+    >>> len(header.to_bytes())
+    55
+    """
+
+    shape: tuple[int, int, int, int]
+    low: float | tuple[float, ...]
+    high: float | tuple[float, ...]
+    levels: int
+    key_levels: int
+    group_of_pictures: int
+    residual_divisor: int = 1
+    scan: Literal["chw", "hwc"] = "chw"
+    stage: Stage = "arithmetic"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        if len(self.shape) != 4 or min(self.shape) < 1 or math.prod(self.shape) > MOST_VALUES:
+            raise ValueError(
+                f"shape must be (streams, h, w, c) of 1 .. {MOST_VALUES} values, got {self.shape}"
+            )
+        if self.shape[3] > _MOST_CHANNELS:
+            raise ValueError(f"there may be {_MOST_CHANNELS} channels at most, got {self.shape[3]}")
+        if self.levels % 2 == 0 or not 3 <= self.levels <= _MOST_LABELS:
+            raise ValueError(f"levels must be odd and of 3 .. {_MOST_LABELS}, got {self.levels}")
+        if not 2 <= self.key_levels <= _MOST_LABELS:
+            raise ValueError(f"key_levels must be of 2 .. {_MOST_LABELS}, got {self.key_levels}")
+        for name in ("group_of_pictures", "residual_divisor"):
+            if not 1 <= getattr(self, name) < 1 << 32:
+                raise ValueError(f"{name} must be of 1 .. 2^32 - 1, got {getattr(self, name)}")
+        for name, known in (("scan", _SCANS), ("stage", _STAGES), ("dtype", _DTYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        if low.shape != high.shape or low.shape not in ((), (self.shape[3],)):
+            raise ValueError(
+                f"low and high must be numbers or one for each of {self.shape[3]} channels, got "
+                f"shapes {low.shape} and {high.shape}"
+            )
+        if not np.all(np.isfinite(low) & np.isfinite(high) & (low < high)):
+            raise ValueError("low must be below high and both finite")
+
+    def to_bytes(self) -> bytes:
+        """Writes the header, with magic, version and checksum."""
+        fields = _FIELDS.pack(
+            *self.shape,
+            _DTYPES.index(self.dtype),
+            _SCANS.index(self.scan),
+            _STAGES.index(self.stage),
+            self.levels,
+            self.key_levels,
+            self.group_of_pictures,
+            self.residual_divisor,
+        )
+        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        ranges = np.stack([low.ravel(), high.ravel()]).astype("<f4").tobytes()
+        start = MAGIC + _PREFIX.pack(VERSION, low.size if low.ndim else 0) + fields + ranges
+        return start + _CRC32.pack(zlib.crc32(start))
+
+
+class Frame(NamedTuple):
+    """One frame of a bitstream.
+
+    Attributes:
+      number: from 0.
+      is_key: whether it stands for itself.
+      labels: `int16[streams, h, w, c]`.
+      bits: of its packet, all of it.
+      payload_bits: of its labels alone.
+    """
+
+    number: int
+    is_key: bool
+    labels: np.ndarray
+    bits: int
+    payload_bits: int
+
+
+class BitstreamWriter:
+    """Writes frames of labels to a binary file, as they come.
+
+    The header is written at once. Each packet goes out in one `write`, so that the file may be a
+    socket's; nothing is ever sought.
+
+    Args:
+      file: open for writing bytes.
+      header: what is written.
+
+    >>> import io
+    >>> file = io.BytesIO()
+    >>> header = Header(
+    ...     shape=(1, 4, 4, 2), low=-1.0, high=3.0, levels=9, key_levels=9, group_of_pictures=15
+    ... )
+    >>> writer = BitstreamWriter(file, header)
+    >>> writer.write(np.full((1, 4, 4, 2), 3))
+    (19, 4)
+    >>> writer.close()
+    >>> _ = file.seek(0)
+    >>> [(frame.number, frame.is_key, frame.bits) for frame in BitstreamReader(file)]
+    [(0, True, 152)]
+    """
+
+    def __init__(self, file: BinaryIO, header: Header):
+        self._file = file
+        self._header = header
+        self._labels = _LabelCoder(header)
+        self._frames = 0
+        data = header.to_bytes()
+        self._seed = zlib.crc32(data)
+        file.write(data)
+
+    def write(self, labels: np.ndarray) -> tuple[int, int]:
+        """Writes the next frame.
+
+        Args:
+          labels: `int[streams, h, w, c]`: of 0 .. `key_levels - 1` every `group_of_pictures`
+            frames, from the first; of 0 .. `levels - 1` else.
+
+        Returns:
+          The bytes of the packet, and those of its labels alone.
+
+        Raises:
+          ValueError: the labels do not fit the header.
+        """
+        header = self._header
+        labels = np.asarray(labels)
+        is_key = self._frames % header.group_of_pictures == 0
+        levels = header.key_levels if is_key else header.levels
+        if labels.shape != header.shape or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels must be integers {header.shape}, got {labels.dtype} {labels.shape}"
+            )
+        if labels.min() < 0 or labels.max() >= levels:
+            raise ValueError(
+                f"labels must be of 0 .. {levels - 1}, got {labels.min()} .. {labels.max()}"
+            )
+        payload = self._labels.encode(labels.astype(np.int16, copy=False), is_key=is_key)
+        size = self._packet(_KEY if is_key else _RESIDUAL, payload)
+        self._frames += 1
+        return size, len(payload)
+
+    def close(self) -> None:
+        """Writes the end, which tells a whole bitstream from a truncated one; leaves the file open.
+
+        Without it, reading fails after the last frame.
+        """
+        self._packet(_END, b"")
+
+    def _packet(self, kind: int, payload: bytes) -> int:
+        packet = _pack(kind, self._frames, payload, self._seed)
+        self._file.write(packet)
+        return len(packet)
+
+
+class BitstreamReader:
+    """Reads frames of labels from a binary file, one at a time.
+
+    Iterating yields `Frame`s up to the end of the bitstream. Bytes are read as they are needed:
+    the file may be a socket's.
+
+    Args:
+      file: open for reading bytes.
+      skip_damaged: False raises at the first packet that is damaged, missing or out of order. True
+        leaves it out, and all that cannot be decoded without it, and goes on at the next key frame
+        that is whole; the frames' numbers tell what is missing. Only a bitstream that breaks off
+        then still raises, after the last frame.
+
+    Raises:
+      BitstreamError: the header is not one (at once); a packet is damaged (while iterating).
+
+    Attributes:
+      header: what the writer was given.
+    """
+
+    def __init__(self, file: BinaryIO, *, skip_damaged: bool = False):
+        self._bytes = _Bytes(file)
+        self._skip = skip_damaged
+        self.header = self._read_header()
+        self._labels = _LabelCoder(self.header)
+
+    def __iter__(self) -> Iterator[Frame]:
+        expected = 0
+        intact = False  # whether the next residual frame has all that it builds on
+        while True:
+            packet = self._next_packet(expected)
+            if packet.kind == _END:
+                if packet.number != expected and not self._skip:
+                    raise BitstreamError(
+                        f"the end announces {packet.number} frames, {expected} were read"
+                    )
+                if not self._bytes.at_end():
+                    raise BitstreamError("bytes follow the end of the bitstream")
+                return
+            is_key = packet.kind == _KEY
+            in_order = packet.number == expected
+            due = packet.number % self.header.group_of_pictures == 0
+            if (not in_order or is_key != due) and not self._skip:
+                raise BitstreamError(
+                    f"frame {expected} was to come, packet holds frame {packet.number}"
+                    + ("" if is_key == due else ", of the wrong kind")
+                )
+            # Old packets sent again, or a wrong kind: as if they were not there.
+            if packet.number < expected or is_key != due:
+                continue
+            expected = packet.number + 1
+            intact = is_key or (intact and in_order)
+            if not intact:
+                continue
+            try:
+                labels = self._labels.decode(packet.payload, is_key=is_key)
+            except BitstreamError as error:
+                if not self._skip:
+                    raise BitstreamError(f"frame {packet.number}: {error}") from error
+                intact = False
+                continue
+            bits = 8 * (_HEAD.size + _CRC16.size + len(packet.payload) + _CRC32.size)
+            yield Frame(packet.number, is_key, labels, bits, 8 * len(packet.payload))
+
+    def _read_header(self) -> Header:
+        start = self._bytes.take(len(MAGIC) + _PREFIX.size, "the header")
+        if not start.startswith(MAGIC):
+            raise BitstreamError("this is no file of coded feature maps: its first bytes differ")
+        version, channels = _PREFIX.unpack_from(start, len(MAGIC))
+        if version != VERSION:
+            raise BitstreamError(f"version {version} is not known, only {VERSION} is")
+        if channels > _MOST_CHANNELS:
+            raise BitstreamError(f"the header announces clip ranges for {channels} channels")
+        body = self._bytes.take(_FIELDS.size + 8 * max(channels, 1), "the header")
+        checksum = self._bytes.take(_CRC32.size, "the header")
+        if _CRC32.pack(zlib.crc32(start + body)) != checksum:
+            raise BitstreamError("the header is damaged: its checksum differs")
+        self._seed = zlib.crc32(start + body + checksum)
+        streams, height, width, depth, dtype, scan, stage, *numbers = _FIELDS.unpack_from(body)
+        levels, key_levels, period, divisor = numbers
+        low, high = np.frombuffer(body, "<f4", offset=_FIELDS.size).reshape(2, -1)
+        try:
+            header = Header(
+                shape=(streams, height, width, depth),
+                low=tuple(low.tolist()) if channels else float(low[0]),
+                high=tuple(high.tolist()) if channels else float(high[0]),
+                levels=levels,
+                key_levels=key_levels,
+                group_of_pictures=period,
+                residual_divisor=divisor,
+                scan=_SCANS[scan],
+                stage=_STAGES[stage],
+                dtype=_DTYPES[dtype],
+            )
+        except (ValueError, IndexError) as error:
+            raise BitstreamError(f"the header makes no sense: {error}") from error
+        self._most = _most_bytes(header)
+        return header
+
+    def _next_packet(self, expected: int) -> "_Packet":
+        """The next packet, or where damage is skipped, the next that is whole."""
+        while True:
+            where = f"packet {expected}"
+            self._bytes.need(_HEAD.size + _CRC16.size, where)
+            head = self._bytes.peek(0, _HEAD.size + _CRC16.size)
+            try:
+                return self._parse(head, where)
+            except _DamagedError as error:
+                if not self._skip:
+                    raise BitstreamError(str(error)) from None
+                self._bytes.drop_until(_ANY_KIND)
+
+    def _parse(self, head: bytes, where: str) -> "_Packet":
+        kind, number, length = _HEAD.unpack_from(head)
+        (checksum,) = _CRC16.unpack_from(head, _HEAD.size)
+        if zlib.crc32(head[: _HEAD.size], self._seed) & 0xFFFF != checksum:
+            raise _DamagedError(f"{where} is damaged: the checksum of its head differs")
+        if kind not in (_KEY, _RESIDUAL, _END) or (kind == _END and length):
+            raise _DamagedError(f"{where} is of no known kind ({kind:#x})")
+        if length > self._most:
+            raise _DamagedError(
+                f"{where} announces {length} bytes, more than any frame of "
+                f"{self.header.shape} takes"
+            )
+        size = len(head) + length + _CRC32.size
+        if self._skip and not self._bytes.has(size):
+            raise _DamagedError(f"{where} is cut off")
+        self._bytes.need(size, where)
+        body = self._bytes.peek(0, size - _CRC32.size)
+        (checksum,) = _CRC32.unpack(self._bytes.peek(size - _CRC32.size, size))
+        if zlib.crc32(body, self._seed) != checksum:
+            raise _DamagedError(f"{where} is damaged: its checksum differs")
+        self._bytes.drop(size)
+        return _Packet(kind, number, body[len(head) :])
+
+
+class _DamagedError(Exception):
+    """A packet that cannot be used, though the next may be."""
+
+
+class _Packet(NamedTuple):
+    kind: int
+    number: int
+    payload: bytes
+
+
+class _LabelCoder:
+    """Labels to payloads and back, by the header's stage."""
+
+    def __init__(self, header: Header):
+        self._header = header
+        self._context = ContextCoder(
+            header.shape, levels=header.levels, key_levels=header.key_levels
+        )
+
+    def encode(self, labels: np.ndarray, *, is_key: bool) -> bytes:
+        header = self._header
+        if header.stage == "arithmetic":
+            return self._context.encode(labels, is_key=is_key)
+        flat = labels.transpose(0, 3, 1, 2).ravel() if header.scan == "chw" else labels.ravel()
+        if is_key:  # the most frequent label; residuals have N
+            levels, run_label = header.key_levels, int(np.argmax(np.bincount(flat)))
+        else:
+            levels, run_label = header.levels, header.levels // 2
+        encode = encode_fixed if header.stage == "fixed" else encode_huffman
+        return encode(flat, run_label=run_label, levels=levels)
+
+    def decode(self, payload: bytes, *, is_key: bool) -> np.ndarray:
+        header = self._header
+        if header.stage == "arithmetic":
+            return self._context.decode(payload, is_key=is_key)
+        decode = decode_fixed if header.stage == "fixed" else decode_huffman
+        levels = header.key_levels if is_key else header.levels
+        flat = decode(payload, levels=levels, size=math.prod(header.shape))
+        if header.scan == "hwc":
+            return flat.reshape(header.shape)
+        streams, height, width, channels = header.shape
+        planes = flat.reshape(streams, channels, height, width)
+        return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+
+
+class _Bytes:
+    """A file's bytes, read as they are needed and no further than asked."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._buffer = bytearray()
+
+    def has(self, count: int) -> bool:
+        """Whether that many bytes are still there."""
+        while len(self._buffer) < count:
+            # Never more at once than a piece: a length that lies costs no memory.
+            piece = self._file.read(min(count - len(self._buffer), _PIECE))
+            if not piece:
+                return False
+            self._buffer += piece
+        return True
+
+    def need(self, count: int, where: str) -> None:
+        if not self.has(count):
+            raise BitstreamError(f"the data end before {where} does")
+
+    def peek(self, start: int, end: int) -> bytes:
+        return bytes(self._buffer[start:end])
+
+    def drop(self, count: int) -> None:
+        del self._buffer[:count]
+
+    def take(self, count: int, where: str) -> bytes:
+        self.need(count, where)
+        data = self.peek(0, count)
+        self.drop(count)
+        return data
+
+    def drop_until(self, pattern: re.Pattern[bytes]) -> None:
+        """Drops one byte, and all further ones with which no match begins."""
+        found = pattern.search(self._buffer, 1)
+        self.drop(found.start() if found else len(self._buffer))
+
+    def at_end(self) -> bool:
+        return not self.has(1)
+
+
+def _pack(kind: int, number: int, payload: bytes, seed: int) -> bytes:
+    head = _HEAD.pack(kind, number, len(payload))
+    head += _CRC16.pack(zlib.crc32(head, seed) & 0xFFFF)
+    return head + payload + _CRC32.pack(zlib.crc32(payload, zlib.crc32(head, seed)))
+
+
+def _most_bytes(header: Header) -> int:
+    """More than the largest payload of any stage: 24 bits a label, and code tables."""
+    return 3 * math.prod(header.shape) + 2 * max(header.levels, header.key_levels) + 1024
