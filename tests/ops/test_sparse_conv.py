@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dynvid.ops import masks
-from dynvid.ops.sparse_conv import cell_sparse_conv, pixel_sparse_conv
+from dynvid.ops.sparse_conv import cell_sparse_conv, convolve_pixels, pixel_sparse_conv
 from tests.ops.geometry import convolve, geometries
 
 SAME = {
@@ -283,3 +283,20 @@ def test_a_cell_has_at_least_one_pixel():
     x, kernel, previous = problem(SAME, (6, 6), 1, seed=0)
     with pytest.raises(ValueError, match="cell: expected at least 1, got 0"):
         cell_sparse_conv(x, kernel, previous, mask_of("full", (6, 6), 0), cell=0, **options(SAME))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_single_pixels_are_those_of_the_dense_convolution_in_any_order(groups):
+    geometry = {
+        "window": (3, 2),
+        "strides": (2, 1),
+        "padding": ((2, 1), (-1, 1)),
+        "dilation": (1, 2),
+    }
+    x, kernel, _ = problem(geometry, (9, 12), groups, seed=3)
+    dense = convolve(x, kernel, geometry, groups)
+    generator = np.random.default_rng(0)
+    at = [jnp.asarray(generator.integers(0, n, 40)) for n in dense.shape[:3]]
+    at[1] = at[1].at[0].set(0)  # its window leaves the input
+    result = convolve_pixels(x, kernel, *at, groups=groups, **options(geometry))
+    np.testing.assert_array_equal(result, dense[tuple(at)], strict=True)
