@@ -198,8 +198,9 @@ def visits():
 def yolov5n():
     """YOLOv5n (COCO), 640x480, PETS, with the settings tuned by experiments.dyncnn.pets."""
     fn, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
-    tuned = json.loads((HERE.parent / "pets" / "tuned.json").read_text())
-    videos = {"incremental": dynvid.incremental(fn, **tuned)}
+    settings = json.loads((HERE.parent / "pets" / "settings.json").read_text())
+    options = {"threshold": settings["threshold"] / 255, "truncation": settings["truncation"]}
+    videos = {"incremental": dynvid.incremental(fn, **options)}
     return race(fn, params, unit(pets(250, (480, 640))), videos)
 
 
