@@ -96,6 +96,18 @@ def test_dearer_and_worse_points_do_not_count():
     assert 0 < abs(flat) < 0.01
 
 
+def test_a_dip_counts_as_the_best_before_it():
+    dip, raised = [0.31, 0.55, 0.4, 0.74, 0.8], [0.31, 0.55, 0.55, 0.74, 0.8]
+    found = bjontegaard_delta_quality(RATE, QUALITY, RATE, dip)
+    assert found == bjontegaard_delta_quality(RATE, QUALITY, RATE, raised) < 0
+
+
+@pytest.mark.parametrize("delta", [bjontegaard_delta_rate, bjontegaard_delta_quality])
+def test_of_equal_rates_the_best_counts(delta):
+    rate, quality = np.append(0.25, RATE), np.append(0.6, QUALITY)
+    assert delta(RATE, QUALITY, rate, quality) == 0
+
+
 def test_quality_that_never_grows_has_no_delta_rate():
     assert np.isnan(bjontegaard_delta_rate(RATE, QUALITY, RATE, [0.7] * 5))
     assert bjontegaard_delta_quality(RATE, [0.7] * 5, RATE, [0.6] * 5) == pytest.approx(-0.1)
