@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dynvid.models.vgg import VGG16
 from dynvid.systems.dyncnn import comparison, dyncnn, dyncnn_groups, position, recovery
 from dynvid.systems.dyncnn.layers import from_strip, to_strip
-from tests.contract.zoo import BY_NAME, ZOO, act, clip, conv, pool
+from tests.contract.zoo import BY_NAME, act, clip, conv, pool
 
 SCHEMES = {
     "pixel": {"partition": "pixel"},
@@ -24,6 +24,10 @@ SCHEMES = {
     "cell strip": {"continuous": False, "layout": "strip"},
 }
 AT_REFERENCE = {"reference": "last_used", "inputs": "composite"}
+NETWORKS = [
+    *("vgg", "residual", "inverted_residual", "inception", "nchw", "transposed", "dense_head"),
+    *("unet_bilinear", "shuffle", "boundaries", "nested", "camera", "bytes", "tiny"),
+]
 KINDS = ("empty", "pixel", "border", "some", "full")
 
 
@@ -71,13 +75,13 @@ def run_clip(network, scheme, threshold):
         assert_at_reference(video, network.fn, params, state, out)
 
 
-@pytest.mark.parametrize("network", [n for n in ZOO if n.integer], ids=lambda n: n.name)
-def test_every_network_stays_at_its_reference(network):
-    run_clip(network, "continuous", threshold=3)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_stays_at_its_reference(name):
+    run_clip(BY_NAME[name], "continuous", threshold=3)
 
 
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s != "continuous"])
-@pytest.mark.parametrize("name", ["vgg", "nchw", "even_kernels", "dilated"])
+@pytest.mark.parametrize("name", ["nchw", "even_kernels"])
 def test_every_scheme_stays_at_its_reference(name, scheme):
     run_clip(BY_NAME[name], scheme, threshold=0)
 
@@ -109,7 +113,7 @@ def problems(draw):
     }
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(problems())
 def test_any_geometry_stays_at_its_reference(problem):
     def fn(params, x):
@@ -119,6 +123,7 @@ def test_any_geometry_stays_at_its_reference(problem):
             _, stride, (top, bottom, left, right), dilation, groups = layer
             padding = ((top, bottom), (left, right))
             x = conv(x, kernel, stride, padding=padding, dilation=dilation, groups=groups)
+            assume(x.size > 0)
             x = act(x + 1)  # not zero where its input is: borders have to be set to zero again
         return x
 
@@ -148,7 +153,7 @@ def three_params(depth=4, seed=0):
     return [whole_numbers(seed + i, 3, 3, n, depth) for i, n in enumerate((3, depth, depth))]
 
 
-def camera(count, size=(24, 27), seed=0):
+def camera(count, size=(48, 54), seed=0):
     """Frames of whole numbers in which a block moves."""
     generator = np.random.default_rng(seed)
     scene = generator.integers(0, 8, (2, *size, 3)).astype(np.float32)
@@ -176,13 +181,13 @@ def test_the_papers_setting_is_exact_on_whole_numbers_below_a_threshold_of_one(s
 
 def test_the_papers_border_is_wrong_in_the_outermost_rings_only():
     params = three_params()
-    shape = (1, 30, 33, 3)
+    shape = (1, 60, 66, 3)
     before, after = (whole_numbers(i, *shape, limit=3) for i in range(2))
     mask = np.zeros(shape[:3], bool)
-    mask[0, ::9, 1] = mask[0, 2, ::9] = mask[0, -1, -9:] = True
+    mask[0, [20, 2, -1, 30], [1, 20, -9, -2]] = True
     errors = {}
     for border in ("exact", "paper"):
-        video = dyncnn(three, border=border, cell=11, **AT_REFERENCE)
+        video = dyncnn(three, border=border, **AT_REFERENCE)
         state, out = video.step(params, video.init(params, before)[0], after, mask)
         assert not state.work.dense.any()
         errors[border] = np.any(out != jax.jit(three)(params, state.reference), axis=-1)
@@ -334,7 +339,7 @@ def one_step(mask, **options):
         ({}, ["gp1", "gp2"]),
         ({"groups": [1]}, ["gp2"]),
         ({"groups": range(1)}, ["gp1"]),
-        ({"groups": [1, 0], "cell": [3, 6]}, ["gp1", "gp2"]),
+        ({"groups": [1, 0], "cell": [6, 3]}, ["gp1", "gp2"]),
         ({"groups": []}, []),
         ({"groups": [1], "continuous": False}, ["gp2_1", "gp2_2"]),
         ({"groups": [0], "partition": "pixel"}, ["gp1_1", "gp1_2"]),
@@ -347,6 +352,8 @@ def test_chosen_groups_run_by_the_scheme_and_all_else_densely(options, names):
     assert list(state.maps) == list(state.names) == names
     assert state.work.cells.shape == state.work.dense.shape == (len(names),)
     assert not state.work.dense.any()
+    if "cell" in options:  # 5x5 pixels from (2, 2) in cells of 3; then 6x6 from (0, 0) in one of 6
+        assert state.work.cells.tolist() == [9, 1]
     rest = sum(DENSE) - sum(sum(DENSE[2 * i : 2 * i + 2]) for i in options.get("groups", [0, 1]))
     assert float(state.work.dense_macs[0]) == sum(DENSE)
     assert rest < float(state.work.macs[0]) + (not names) <= sum(DENSE) + (not names)
@@ -405,8 +412,7 @@ def test_past_the_break_even_a_unit_runs_densely(scheme):
 
 
 def test_the_break_even_itself_still_runs_on_cells():
-    # One 1x1 convolution on 4 x 3 cells of 8: the break-even is exactly 12 of 12 cells; a 3x3
-    # with cells of 6 on 24x24 has 24^2 / 8^2 = 9 of 16.
+    # A 3x3 convolution on 24x24 with cells of 6 has 24^2 / 8^2 = 9 of 16.
     kernel = whole_numbers(0, 3, 3, 3, 4)
     fn = lambda kernel, x: conv(x, kernel)  # noqa: E731
     video = dyncnn(fn, cell=6, **AT_REFERENCE)
@@ -438,7 +444,8 @@ def test_init_and_step_are_compiled_once_and_may_be_donated():
     for i, kind in enumerate(KINDS):
         state, out = step(TWO, state, whole_numbers(i, *shape), marks(kind, shape[:3]))
         assert_identical(out, jax.jit(two_groups)(TWO, state.reference))
-    assert len(calls) == 2
+    assert step._cache_size() == 1
+    assert len(calls) <= 2  # traced by init and by the first step at most
 
 
 # Layers.
