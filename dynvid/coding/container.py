@@ -35,7 +35,7 @@ MOST_VALUES = 1 << 24
 """The most values of one frame: 24 streams of YOLOv3's 52x52x256."""
 
 _MOST_CHANNELS = 1 << 14
-_MOST_LABELS = (1 << 15) - 1
+_MOST_LABELS = (1 << 12) + 1  # their Huffman words fit in 15 bits
 _PREFIX = struct.Struct("<HH")
 _FIELDS = struct.Struct("<IIIIBBBHHII")
 _HEAD = struct.Struct("<BII")

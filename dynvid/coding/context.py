@@ -16,21 +16,25 @@ Key frames: row after row, each in two halves. The residual from the mean of kno
 coded in the context of how far these differ.
 """
 
-from typing import Any
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import constriction
 import numpy as np
 
 from dynvid.coding.errors import BitstreamError
 
-# Its submodules are attributes only: they cannot be imported from.
-_Categorical = constriction.stream.model.Categorical
-_RangeEncoder = constriction.stream.queue.RangeEncoder
-_RangeDecoder = constriction.stream.queue.RangeDecoder
+# Its submodules are attributes that no import and no type checker sees.
+_stream: Any = vars(constriction)["stream"]
+_Categorical = _stream.model.Categorical
+_RangeEncoder = _stream.queue.RangeEncoder
+_RangeDecoder = _stream.queue.RangeDecoder
 
 _GROUPS = 8  # of channels, in residual frames
 _AROUND = np.array([1, 3, 6, 12, 24, 48, 96])  # per mille of what may have changed
 _SPREAD = np.array([1, 2, 4, 8, 16, 32, 64])  # of neighbours in key frames, in labels
+_FIRST_PIECE = 256  # labels that are coded before their counts are heeded
 _MOST = 1 << 20  # counts are halved above
 _PRIOR = np.array([256, 24, 6, 2, 1])  # counts of residuals 0, 1, 2, ... before anything was seen
 
@@ -57,7 +61,7 @@ class ContextCoder:
         self._shape = shape
         self._levels = levels
         self._key_levels = key_levels
-        self._before = _Before(shape)
+        self._before = _Before([], 0)
         self._models = _Models(0, levels)
 
     def encode(self, labels: np.ndarray, *, is_key: bool) -> bytes:
@@ -107,58 +111,59 @@ class ContextCoder:
     def _frame(self, code, labels, is_key):
         if is_key:
             self._models = _Models(2 * 9 * 4 * 3, self._levels)
-            self._before = _Before(self._shape)
+            self._before = _Before([], 0)
             return self._key(code, labels)
         return self._residual(code, labels)
 
     def _residual(self, code, labels: np.ndarray | None) -> np.ndarray:
         """One frame of residuals, in groups of channels and halves of a chessboard."""
         streams, height, width, channels = self._shape
-        half_levels = self._levels // 2
+        centre = self._levels // 2
+        black = (
+            np.indices((streams, height, width)).sum(0) - np.arange(streams)[:, None, None]
+        ) % 2
+        fields = [np.flatnonzero(black == half) for half in (0, 1)]
         out = np.empty((streams, height, width, channels), np.int16)
-        # Signs and sizes with a border, so that each position has four neighbours.
-        signed = np.zeros((streams, height + 2, width + 2, channels), np.int8)
+        # How many changed at each position, with a border so that each has four neighbours.
         changes = np.zeros((streams, height + 2, width + 2), np.int32)
-        black = np.indices((height, width)).sum(0) % 2 == 0
-        coded = 0
-        for group in np.array_split(np.arange(channels), min(_GROUPS, channels)):
-            first, last = int(group[0]), int(group[-1]) + 1
-            around = self._around(changes, coded)
-            for half, field in enumerate((black, ~black)):
-                rows, columns = np.nonzero(field)
-                if not len(rows):
-                    continue
-                at = (slice(None), rows + 1, columns + 1, slice(first, last))
-                contexts = np.empty((streams, len(rows), last - first), np.int16)
-                contexts[:] = around[:, rows, columns, None]
-                before = self._before.signed[:, rows, columns, first:last]
+        before, signs = self._before.signs, []
+        ends = np.linspace(0, channels, min(_GROUPS, channels) + 1).astype(int).tolist()
+        for group, (first, last) in enumerate(itertools.pairwise(ends)):
+            around = self._around(changes, first)[..., None]
+            size = (streams, height, width, last - first)
+            rows = (-1, last - first)  # one a position
+            past = before[group] if before else np.zeros(size, np.int8)
+            signed = np.zeros((streams, height + 2, width + 2, last - first), np.int8)
+            found = np.empty((streams * height * width, last - first), np.int16)
+            if labels is not None:
+                given = labels[..., first:last].reshape(rows) - np.int16(centre)
+            for half, field in enumerate(fields):
                 if half:
-                    lean = (
-                        signed[:, rows, columns + 1, first:last]
-                        + signed[:, rows + 2, columns + 1, first:last]
-                        + signed[:, rows + 1, columns, first:last]
-                        + signed[:, rows + 1, columns + 2, first:last]
-                    )
-                    contexts += 9 * (1 + np.minimum(np.abs(lean), 2).astype(np.int16))
+                    lean = signed[:, :-2, 1:-1] + signed[:, 2:, 1:-1]
+                    lean += signed[:, 1:-1, :-2]
+                    lean += signed[:, 1:-1, 2:]
+                    near = np.minimum(np.abs(lean), 2) + np.int8(1)
                 else:
-                    lean = before
-                flip = np.sign(lean)
-                flip[flip == 0] = 1
-                contexts += 36 * (1 + before * flip).astype(np.int16)
-                here = (slice(None), rows, columns, slice(first, last))
+                    lean, near = past, np.int8(0)
+                flip = (lean >> 7) | np.int8(1)  # the sign, that of zero being 1
+                contexts = around + np.int8(9) * near + np.int8(36) * (past * flip + np.int8(1))
+                contexts = contexts.reshape(rows)[field]
+                flip = flip.reshape(rows)[field]
                 symbols = None
                 if labels is not None:
-                    values = labels[here] - half_levels
-                    symbols = (values * flip + half_levels).ravel()
-                coded_symbols = code(contexts.ravel(), self._models, symbols)
-                values = (coded_symbols.reshape(contexts.shape) - half_levels) * flip
-                out[here] = values + half_levels
-                signed[at] = np.clip(values, -1, 1)
-            changes[:, 1:-1, 1:-1] += np.count_nonzero(
-                signed[:, 1:-1, 1:-1, first:last], axis=-1
-            ).astype(np.int32)
-            coded = last
-        self._before = _Before(self._shape, signed[:, 1:-1, 1:-1], changes[:, 1:-1, 1:-1])
+                    symbols = (given[field] * flip + np.int16(centre)).ravel()
+                coded = code(contexts.ravel(), self._models, symbols)
+                found[field] = (coded.reshape(contexts.shape) - centre) * flip
+                signed[:, 1:-1, 1:-1] = np.clip(found, -1, 1).reshape(size) if half else 0
+                if not half:
+                    inner = np.zeros((streams * height * width, last - first), np.int8)
+                    inner[field] = np.clip(found[field], -1, 1)
+                    signed[:, 1:-1, 1:-1] = inner.reshape(size)
+            out[..., first:last] = found.reshape(size) + np.int16(centre)
+            inner = signed[:, 1:-1, 1:-1]
+            changes[:, 1:-1, 1:-1] += (inner != 0).sum(-1, dtype=np.int32)
+            signs.append(np.ascontiguousarray(inner))
+        self._before = _Before(signs, changes[:, 1:-1, 1:-1])
         return out
 
     def _around(self, changes: np.ndarray, coded: int) -> np.ndarray:
@@ -171,9 +176,8 @@ class ContextCoder:
         # The frame before counts as a few channels more.
         weight = 4
         share = now * 1000 + self._before.changes * (1000 * 8 * weight // channels)
-        return np.searchsorted(_AROUND, share // (8 * (coded + weight)), side="right").astype(
-            np.int16
-        )
+        share //= 8 * (coded + weight)
+        return np.searchsorted(_AROUND, share, side="right").astype(np.uint8)
 
     def _key(self, code, labels: np.ndarray | None) -> np.ndarray:
         """A key frame, row after row, even columns before odd ones."""
@@ -218,17 +222,11 @@ class ContextCoder:
         return known[:, 1:, 1:-1].astype(np.int16)
 
 
-class _Before:
+class _Before(NamedTuple):
     """Of the last residual frame, what the next one's contexts look at."""
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int, int],
-        signed: np.ndarray | None = None,
-        changes: np.ndarray | None = None,
-    ):
-        self.signed = np.zeros(shape, np.int8) if signed is None else signed
-        self.changes = np.zeros(shape[:3], np.int32) if changes is None else changes
+    signs: list[np.ndarray]  # of each group of channels, int8; empty after a key frame
+    changes: np.ndarray | int
 
 
 class _Models:
@@ -242,22 +240,23 @@ class _Models:
         self._counts = np.tile(prior.astype(np.int64), (contexts, 1))
 
     def encode(self, coder: Any, contexts: np.ndarray, symbols: np.ndarray) -> None:
-        order, runs = _sorted(contexts, len(self._counts))
-        arranged = symbols.astype(np.int32)[order]
-        for context, start, end in runs:
-            coder.encode(arranged[start:end], self._model(context))
-            self._count(context, arranged[start:end])
+        for context, places in _by_context(contexts):
+            arranged = symbols[places].astype(np.int32)
+            for start, end in _pieces(len(arranged)):
+                coder.encode(arranged[start:end], self._model(context))
+                self._count(context, arranged[start:end])
 
     def decode(self, coder: Any, contexts: np.ndarray) -> np.ndarray:
-        order, runs = _sorted(contexts, len(self._counts))
-        symbols = np.empty(len(contexts), np.int32)
-        for context, start, end in runs:
-            try:
-                found = coder.decode(self._model(context), end - start)
-            except AssertionError as error:  # what constriction raises
-                raise BitstreamError("the bytes are no arithmetic code") from error
-            symbols[order[start:end]] = found
-            self._count(context, found)
+        symbols = np.empty(len(contexts), np.int16)
+        for context, places in _by_context(contexts):
+            found = []
+            for start, end in _pieces(len(places)):
+                try:
+                    found.append(coder.decode(self._model(context), end - start))
+                except AssertionError as error:  # what constriction raises
+                    raise BitstreamError("the bytes are no arithmetic code") from error
+                self._count(context, found[-1])
+            symbols[places] = np.concatenate(found)
         return symbols
 
     def _model(self, context: int) -> Any:
@@ -271,10 +270,24 @@ class _Models:
             counts -= counts >> 1
 
 
-def _sorted(contexts: np.ndarray, count: int) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
-    """An order that brings equal contexts together, and (context, start, end) of each."""
-    order = np.argsort(contexts.astype(np.uint8), kind="stable")
-    ends = np.cumsum(np.bincount(contexts, minlength=count))
-    starts = np.concatenate([[0], ends[:-1]])
-    there = np.flatnonzero(ends > starts)
-    return order, [(int(c), int(starts[c]), int(ends[c])) for c in there]
+def _by_context(contexts: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields each context there is, and where; the most frequent first, the others ascending."""
+    counts = np.bincount(contexts)
+    most = int(np.argmax(counts))
+    yield most, np.flatnonzero(contexts == most)
+    # Sorting is what costs: only what is not in the most frequent context is sorted.
+    others = np.flatnonzero(contexts != most)
+    order = others[np.argsort(contexts[others].astype(np.uint8), kind="stable")]
+    counts[most] = 0
+    ends = np.cumsum(counts)
+    for context in np.flatnonzero(counts):
+        yield int(context), order[ends[context] - counts[context] : ends[context]]
+
+
+def _pieces(count: int) -> Iterator[tuple[int, int]]:
+    """Parts of doubling length: what the first show, the next are coded with."""
+    start, size = 0, _FIRST_PIECE
+    while start < count:
+        end = min(start + size, count)
+        yield start, end
+        start, size = end, 2 * size

@@ -59,7 +59,7 @@ def pack_lengths(lengths: np.ndarray) -> bytes:
     """
     used = lengths > 0
     values = np.concatenate([used.astype(np.int64), lengths[used]])
-    return pack_fields(values, np.repeat([1, 4], [len(lengths), used.sum()]))
+    return pack_fields(values, np.repeat([1, 4], [len(lengths), int(used.sum())]))
 
 
 def unpack_lengths(data: bytes, *, symbols: int) -> tuple[np.ndarray, int]:
@@ -75,7 +75,7 @@ def unpack_lengths(data: bytes, *, symbols: int) -> tuple[np.ndarray, int]:
     (array([1, 0, 2, 2]), 2)
     """
     used = unpack_fields(data, 1, count=symbols) > 0
-    widths = np.repeat([1, 4], [symbols, used.sum()])
+    widths = np.repeat([1, 4], [symbols, int(used.sum())])
     lengths = np.zeros(symbols, np.int64)
     lengths[used] = unpack_fields(data, widths, count=len(widths))[symbols:]
     if np.any(lengths[used] == 0) or np.sum(2.0 ** -lengths[used]) > 1:
@@ -120,16 +120,13 @@ def decode_symbols(data: bytes, lengths: np.ndarray, *, count: int) -> np.ndarra
         raise BitstreamError(f"{count} symbols do not fit in {len(data)} bytes")
     if count == 0:
         return np.zeros(0, np.int64)
-    words = _words(lengths)
     used = np.flatnonzero(lengths)
-    # Canonical words, left-aligned, are ascending intervals of all 15-bit windows.
+    # The words, left-aligned, are ascending intervals of all 15-bit windows.
     order = used[np.lexsort((used, lengths[used]))]
     sizes = 1 << (LONGEST - lengths[order])
     table = np.full(1 << LONGEST, -1, np.int16)
-    if len(order):
-        filled = np.repeat(order, sizes)
-        table[: len(filled)] = filled
-        assert words[order[0]] == 0
+    filled = np.repeat(order, sizes)
+    table[: len(filled)] = filled
     padded = np.frombuffer(data + bytes(3), np.uint8).astype(np.uint32)
     three = (padded[:-2] << 16) | (padded[1:-1] << 8) | padded[2:]
     windows = (three[: len(data), None] >> np.arange(9, 1, -1, dtype=np.uint32)) & 0x7FFF

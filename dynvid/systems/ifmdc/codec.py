@@ -20,7 +20,7 @@ from jax import lax
 
 from dynvid.ops.quantize import integrate_residual, quantize_residual
 
-_MOST_LEVELS = 1 << 15  # labels are int16
+_MOST_LEVELS = (1 << 12) + 1  # what the bitstream takes
 _FINEST_GRID = 1 << 20  # float32 still tells a sixteenth of a level
 _CHUNK = 128  # positions that are coded at once where a mask says which
 
@@ -51,7 +51,7 @@ class Settings:
     >>> Settings(low=-1.0, high=3.0, levels=8)
     Traceback (most recent call last):
     ...
-    ValueError: levels must be odd and of 3 .. 32767, got 8: an even number has no label for a
+    ValueError: levels must be odd and of 3 .. 4097, got 8: an even number has no label for a
     residual of zero, and a still feature map would flicker by a whole step
     """
 
@@ -65,9 +65,9 @@ class Settings:
     dead_zone: float = 0.5
 
     def __post_init__(self):
-        if self.levels % 2 == 0 or not 3 <= self.levels < _MOST_LEVELS:
+        if self.levels % 2 == 0 or not 3 <= self.levels <= _MOST_LEVELS:
             raise ValueError(
-                f"levels must be odd and of 3 .. {_MOST_LEVELS - 1}, got {self.levels}"
+                f"levels must be odd and of 3 .. {_MOST_LEVELS}, got {self.levels}"
                 + (
                     ": an even number has no label for a residual of zero, and a still feature map "
                     "would flicker by a whole step"
@@ -75,10 +75,8 @@ class Settings:
                     else ""
                 )
             )
-        if self.key_levels is not None and not 2 <= self.key_levels < _MOST_LEVELS:
-            raise ValueError(
-                f"key_levels must be of 2 .. {_MOST_LEVELS - 1}, got {self.key_levels}"
-            )
+        if self.key_levels is not None and not 2 <= self.key_levels <= _MOST_LEVELS:
+            raise ValueError(f"key_levels must be of 2 .. {_MOST_LEVELS}, got {self.key_levels}")
         if self.group_of_pictures < 1:
             raise ValueError(f"group_of_pictures must be at least 1, got {self.group_of_pictures}")
         if self.scan not in ("chw", "hwc"):

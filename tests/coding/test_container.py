@@ -1,0 +1,292 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+from dynvid.coding.container import (
+    MAGIC,
+    MOST_VALUES,
+    VERSION,
+    BitstreamReader,
+    BitstreamWriter,
+    Header,
+)
+from dynvid.coding.errors import BitstreamError
+
+SHAPE = (2, 4, 5, 3)
+STAGES = ("fixed", "huffman", "arithmetic")
+
+
+def header_of(**options):
+    return Header(
+        **(
+            {
+                "shape": SHAPE,
+                "low": -0.25,
+                "high": 2.0,
+                "levels": 9,
+                "key_levels": 17,
+                "group_of_pictures": 4,
+            }
+            | options
+        )
+    )
+
+
+def frames_of(header, count, *, seed=0):
+    rng = np.random.default_rng(seed)
+    for n in range(count):
+        if n % header.group_of_pictures == 0:
+            yield rng.integers(0, header.key_levels, header.shape)
+        else:
+            quiet = rng.random(header.shape) < 0.8
+            changes = rng.integers(0, header.levels, header.shape)
+            yield np.where(quiet, header.levels // 2, changes)
+
+
+def written(header, frames):
+    file = io.BytesIO()
+    writer = BitstreamWriter(file, header)
+    sizes = [writer.write(labels) for labels in frames]
+    writer.close()
+    return file.getvalue(), sizes
+
+
+def read(data, **options):
+    return list(BitstreamReader(io.BytesIO(data), **options))
+
+
+@pytest.mark.parametrize("scan", ["chw", "hwc"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_was_written_is_read(stage, scan):
+    header = header_of(stage=stage, scan=scan)
+    labels = list(frames_of(header, 10))
+    data, sizes = written(header, labels)
+    reader = BitstreamReader(io.BytesIO(data))
+    assert reader.header == header
+    frames = list(reader)
+    assert [f.number for f in frames] == list(range(10))
+    assert [f.is_key for f in frames] == [n % 4 == 0 for n in range(10)]
+    assert [(f.bits // 8, f.payload_bits // 8) for f in frames] == sizes
+    for frame, expected in zip(frames, labels, strict=True):
+        np.testing.assert_array_equal(frame.labels, expected)
+    assert len(data) == len(header.to_bytes()) + sum(size for size, _ in sizes) + 15
+
+
+def test_every_field_of_the_header_comes_back():
+    header = header_of(
+        low=(0.1, -1.0, 0.0),
+        high=(1.0, 2.5, 3.0),
+        levels=33,
+        key_levels=257,
+        group_of_pictures=7,
+        residual_divisor=4,
+        scan="hwc",
+        stage="huffman",
+        dtype="bfloat16",
+    )
+    back = BitstreamReader(io.BytesIO(header.to_bytes())).header
+    assert back.low == tuple(np.float32(header.low).tolist())
+    assert back.to_bytes() == header.to_bytes()
+
+
+def test_a_frame_can_be_read_before_the_next_is_there():
+    """As from a socket: never asks for more than the packet that is due."""
+    header = header_of()
+    data, sizes = written(header, frames_of(header, 3))
+
+    class Growing(io.RawIOBase):
+        position = 0
+        there = len(header.to_bytes())
+
+        def read(self, count=-1):
+            assert self.position + count <= self.there, "asked for bytes that are not there yet"
+            self.position += count
+            return data[self.position - count : self.position]
+
+    file = Growing()
+    frames = iter(BitstreamReader(file))
+    for size, _ in sizes:
+        file.there += size
+        next(frames)
+
+
+def test_an_empty_bitstream():
+    data, _ = written(header_of(), [])
+    assert read(data) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_truncation_is_an_error(stage):
+    header = header_of(stage=stage)
+    data, _ = written(header, frames_of(header, 6))
+    for end in range(len(data)):
+        for skip in (False, True):
+            with pytest.raises(BitstreamError, match="the data end before"):
+                read(data[:end], skip_damaged=skip)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_mutation_is_silently_wrong(stage):
+    """Over two thousand mutated streams: refused, or (where skipped) only true frames."""
+    header = header_of(stage=stage)
+    labels = list(frames_of(header, 9))
+    data, _ = written(header, labels)
+    other, _ = written(header, frames_of(header, 9, seed=1))
+    stranger = header_of(stage=stage, group_of_pictures=5)
+    foreign, _ = written(stranger, frames_of(stranger, 9))
+    rng = np.random.default_rng(STAGES.index(stage))
+    for _ in range(1000 if stage != "arithmetic" else 200):
+        damaged = bytearray(data)
+        kind = rng.integers(6)
+        at, size = int(rng.integers(len(data))), int(rng.integers(1, 40))
+        if kind == 0:
+            damaged[at] ^= 1 << rng.integers(8)
+        elif kind == 1:
+            damaged[at : at + size] = rng.bytes(size)
+        elif kind == 2:
+            del damaged[at : at + size]
+        elif kind == 3:
+            damaged[at:at] = rng.bytes(size)
+        elif kind == 4:
+            damaged[at:at] = data[: int(rng.integers(1, len(data)))]
+        else:
+            damaged[at:] = foreign[at:]
+        damaged = bytes(damaged)
+        if damaged in (data, foreign):
+            continue
+        with pytest.raises(BitstreamError):
+            read(damaged)
+        try:
+            for frame in BitstreamReader(io.BytesIO(damaged), skip_damaged=True):
+                np.testing.assert_array_equal(frame.labels, labels[frame.number])
+        except BitstreamError:
+            pass
+    assert read(other)  # another stream of the same header is as good as this one
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_damaged_packets_are_skipped_up_to_the_next_key_frame(stage):
+    header = header_of(stage=stage)
+    labels = list(frames_of(header, 12))
+    data, sizes = written(header, labels)
+    starts = len(header.to_bytes()) + np.cumsum([0] + [size for size, _ in sizes])
+    for n in range(12):
+        until = 4 * (n // 4 + 1)
+        expected = [k for k in range(12) if k < n or k >= until]
+        for where in (0, 3, 7, 10, 12, sizes[n][0] - 1):  # kind, number, length, checksums, payload
+            damaged = bytearray(data)
+            damaged[starts[n] + where] ^= 0x40
+            seen = read(bytes(damaged), skip_damaged=True)
+            assert [frame.number for frame in seen] == expected
+            for frame in seen:
+                np.testing.assert_array_equal(frame.labels, labels[frame.number])
+        cut = data[: starts[n]] + data[starts[n + 1] :]
+        assert [frame.number for frame in read(cut, skip_damaged=True)] == expected
+        with pytest.raises(BitstreamError):
+            read(cut)
+
+
+def test_the_reason_is_told():
+    header = header_of()
+    data, sizes = written(header, frames_of(header, 3))
+    start = len(header.to_bytes())
+    second = start + sizes[0][0]
+
+    def error(changed):
+        with pytest.raises(BitstreamError) as info:
+            read(bytes(changed))
+        assert "\n" not in str(info.value)
+        return str(info.value)
+
+    assert "its first bytes differ" in error(b"RIFF" + data[4:])
+    assert "version 258 is not known, only 1 is" in error(
+        data[:8] + struct.pack("<H", 258) + data[10:]
+    )
+    assert "header is damaged" in error(data[:20] + b"\xff" + data[21:])
+    assert "packet 1 is damaged: its checksum differs" in error(
+        data[: second + 12] + bytes([data[second + 12] ^ 1]) + data[second + 13 :]
+    )
+    assert "packet 0 is damaged: the checksum of its head" in error(
+        data[: start + 5] + b"\x7f" + data[start + 6 :]
+    )
+    assert "frame 1 was to come, packet holds frame 2" in error(
+        data[:second] + data[second + sizes[1][0] :]
+    )
+    assert "bytes follow the end" in error(data + b"x")
+    assert "the end announces 3 frames, 0 were read" in error(data[:start] + data[-15:])
+    assert "end before the header" in error(b"")
+
+
+def with_checksum(start):
+    return start + struct.pack("<I", zlib.crc32(start))
+
+
+def test_headers_that_lie_are_refused_whatever_their_checksum():
+    """Nothing is allocated for them: each is refused in far less memory than it asks for."""
+    good = header_of().to_bytes()[:-4]
+    fields = len(MAGIC) + 4
+    for offset, packed, message in [
+        (0, struct.pack("<I", 1 << 31), "shape must be"),
+        (4, struct.pack("<I", 0), "shape must be"),
+        (12, struct.pack("<I", MOST_VALUES), "shape must be"),
+        (16, b"\x09", "makes no sense"),
+        (18, b"\x03", "makes no sense"),
+        (19, struct.pack("<H", 8), "levels must be odd"),
+        (21, struct.pack("<H", 1), "key_levels must be"),
+        (23, struct.pack("<I", 0), "group_of_pictures must be"),
+        (31, struct.pack("<f", float("nan")), "low must be below high"),
+        (31, struct.pack("<f", 3.0), "low must be below high"),
+    ]:
+        changed = good[: fields + offset] + packed + good[fields + offset + len(packed) :]
+        with pytest.raises(BitstreamError, match=message):
+            BitstreamReader(io.BytesIO(with_checksum(changed)))
+    absurd = MAGIC + struct.pack("<HH", VERSION, 65535)
+    with pytest.raises(BitstreamError, match="clip ranges for 65535 channels"):
+        BitstreamReader(io.BytesIO(absurd + bytes(10)))
+
+
+def test_an_absurd_length_is_refused_before_anything_is_read():
+    header = header_of().to_bytes()
+    head = struct.pack("<BII", 0xB0, 0, 1 << 31)
+    head += struct.pack("<H", zlib.crc32(head, zlib.crc32(header)) & 0xFFFF)
+    with pytest.raises(BitstreamError, match="packet 0 announces 2147483648 bytes, more than any"):
+        read(header + head + bytes(100))
+
+
+def test_what_does_not_fit_the_header_is_not_written():
+    file = io.BytesIO()
+    writer = BitstreamWriter(file, header_of())
+    before = file.getvalue()
+    for labels, message in [
+        (np.zeros((1, 4, 5, 3), int), "labels must be integers"),
+        (np.zeros(SHAPE), "labels must be integers"),
+        (np.full(SHAPE, 17), "labels must be of 0 .. 16, got 17"),
+        (np.full(SHAPE, -1), "labels must be of 0 .. 16, got -1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            writer.write(labels)
+    assert file.getvalue() == before
+    writer.write(np.full(SHAPE, 16))
+    with pytest.raises(ValueError, match=r"labels must be of 0 .. 8"):
+        writer.write(np.full(SHAPE, 16))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shape": (1, 2, 3)}, "shape must be"),
+        ({"levels": 8}, "levels must be odd"),
+        ({"key_levels": 40_000}, "key_levels must be"),
+        ({"residual_divisor": 0}, "residual_divisor must be"),
+        ({"stage": "zip"}, "stage must be one of"),
+        ({"low": (0.0, 1.0)}, "one for each of 3 channels"),
+        ({"high": -1.0}, "low must be below high"),
+        ({"shape": (1, 1, 1, 20_000)}, "16384 channels at most"),
+    ],
+)
+def test_headers_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        header_of(**options)
