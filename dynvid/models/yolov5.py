@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from dynvid.types import Frames, Params
 
@@ -85,7 +86,9 @@ def yolov5(params: Params, frames: Frames) -> tuple[jax.Array, jax.Array, jax.Ar
 
     Returns:
       The raw outputs at strides 8, 16 and 32: `(streams, H / s, W / s, A * (5 + classes))`, before
-      the sigmoid.
+      the sigmoid. The outputs of the stages with branches carry their names in the checkpoint,
+      `model.2` to `model.23`, for `dynvid.split`: it is one tensor that crosses `model.2` (stride
+      4) and `model.4` (stride 8).
 
     Raises:
       ValueError: the frames' shape does not fit.
@@ -105,7 +108,7 @@ def yolov5(params: Params, frames: Frames) -> tuple[jax.Array, jax.Array, jax.Ar
 
     x = _conv(params, "model.0", x, stride=2)
     x = _conv(params, "model.1", x, stride=2)
-    x = _c3(params, "model.2", x, shortcut=True)
+    x = _c3(params, "model.2", x, shortcut=True)  # stride 4
     x = _conv(params, "model.3", x, stride=2)
     fine = _c3(params, "model.4", x, shortcut=True)  # stride 8
     x = _conv(params, "model.5", fine, stride=2)
@@ -158,7 +161,7 @@ def _c3(params: Params, name: str, x: jax.Array, *, shortcut: bool) -> jax.Array
         y = y + z if shortcut else z
         block += 1
     joined = jnp.concatenate([y, _conv(params, f"{name}.cv2", x)], -1)
-    return _conv(params, f"{name}.cv3", joined)
+    return checkpoint_name(_conv(params, f"{name}.cv3", joined), name)
 
 
 def _pyramid_pooling(params: Params, name: str, x: jax.Array) -> jax.Array:
