@@ -31,10 +31,11 @@ _Categorical = _stream.model.Categorical
 _RangeEncoder = _stream.queue.RangeEncoder
 _RangeDecoder = _stream.queue.RangeDecoder
 
-_GROUPS = 8  # of channels, in residual frames
+_GROUPS = 4  # of channels, in residual frames; 8 save 1% of the bits and take half as long again
 _AROUND = np.array([1, 3, 6, 12, 24, 48, 96])  # per mille of what may have changed
 _SPREAD = np.array([1, 2, 4, 8, 16, 32, 64])  # of neighbours in key frames, in labels
 _FIRST_PIECE = 256  # labels that are coded before their counts are heeded
+_STEP = 32  # what a label adds to its count
 _MOST = 1 << 20  # counts are halved above
 _PRIOR = np.array([256, 24, 6, 2, 1])  # counts of residuals 0, 1, 2, ... before anything was seen
 
@@ -238,6 +239,7 @@ class _Models:
         apart = np.minimum(apart, levels - apart) if centre == 0 else apart
         prior = _PRIOR[np.minimum(apart, len(_PRIOR) - 1)]
         self._counts = np.tile(prior.astype(np.int64), (contexts, 1))
+        self._totals = [int(prior.sum())] * contexts
 
     def encode(self, coder: Any, contexts: np.ndarray, symbols: np.ndarray) -> None:
         for context, places in _by_context(contexts):
@@ -260,18 +262,21 @@ class _Models:
         return symbols
 
     def _model(self, context: int) -> Any:
-        counts = self._counts[context]
-        return _Categorical(counts / counts.sum(), perfect=False)
+        return _Categorical(self._counts[context] / self._totals[context], perfect=False)
 
     def _count(self, context: int, symbols: np.ndarray) -> None:
         counts = self._counts[context]
-        counts += 32 * np.bincount(symbols, minlength=len(counts))
-        while counts.sum() > _MOST:
+        counts += _STEP * np.bincount(symbols, minlength=len(counts))
+        self._totals[context] += _STEP * len(symbols)
+        while self._totals[context] > _MOST:
             counts -= counts >> 1
+            self._totals[context] = int(counts.sum())
 
 
 def _by_context(contexts: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yields each context there is, and where; the most frequent first, the others ascending."""
+    if not len(contexts):  # the second half of a single position
+        return
     counts = np.bincount(contexts)
     most = int(np.argmax(counts))
     yield most, np.flatnonzero(contexts == most)
@@ -285,9 +290,9 @@ def _by_context(contexts: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _pieces(count: int) -> Iterator[tuple[int, int]]:
-    """Parts of doubling length: what the first show, the next are coded with."""
+    """Parts of growing length: what the first show, the next are coded with."""
     start, size = 0, _FIRST_PIECE
     while start < count:
         end = min(start + size, count)
         yield start, end
-        start, size = end, 2 * size
+        start, size = end, 4 * size

@@ -154,7 +154,7 @@ def test_even_levels_are_refused_with_the_reason():
         ({"low": 1.0}, "low must be below high"),
         ({"low": float("nan")}, "low must be below high"),
         ({"low": (0.0, 0.5)}, "one a channel"),
-        ({"levels": 1025, "key_levels": 1283}, "no common grid"),
+        ({"levels": 4097, "key_levels": 4096}, "no common grid"),
     ],
 )
 def test_settings_that_cannot_be(options, message):

@@ -8,5 +8,24 @@ from dynvid.systems.ifmdc.codec import (
     clip_range,
     ifmdc,
 )
+from dynvid.systems.ifmdc.stream import (
+    FeatureReader,
+    Features,
+    FeatureWriter,
+    header_of,
+    settings_of,
+)
 
-__all__ = ["CodecState", "FeatureCodec", "Settings", "Symbols", "clip_range", "ifmdc"]
+__all__ = [
+    "CodecState",
+    "FeatureCodec",
+    "FeatureReader",
+    "FeatureWriter",
+    "Features",
+    "Settings",
+    "Symbols",
+    "clip_range",
+    "header_of",
+    "ifmdc",
+    "settings_of",
+]
