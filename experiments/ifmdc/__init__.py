@@ -1,0 +1,1 @@
+"""IFMDC on real video: what it costs, what it keeps, and over a wire."""
