@@ -1,0 +1,1 @@
+"""IFMDC against HEVC and a lightweight intra codec: person AP50 against bits per pixel."""

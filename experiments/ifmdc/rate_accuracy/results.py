@@ -1,0 +1,44 @@
+"""The figures on disk: written whole after each row, so that a run can be taken up again."""
+
+import json
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+
+
+class Results:
+    """What results.json holds, by subject.
+
+    Args:
+      path: the file; it need not exist.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+
+    def read(self) -> dict[str, Any]:
+        """All that was measured."""
+        if not self._path.exists():
+            return {"subjects": {}}
+        return json.loads(self._path.read_text())
+
+    def subject(self, name: str, *, frames: int) -> dict[str, Any]:
+        """The entry of a sequence and a model; a new one where other frames were measured."""
+        entry = self.read()["subjects"].get(name, {})
+        return entry if entry.get("frames") == frames else {"frames": frames}
+
+    def save(self, name: str, entry: dict[str, Any]) -> None:
+        """Writes the file, whole or not at all; the other subjects as they are there by now."""
+        data = self.read()
+        data["subjects"][name] = entry
+        data["machine"] = {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "jax": jax.__version__,
+        }
+        temporary = self._path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(data, indent=1) + "\n")
+        temporary.rename(self._path)

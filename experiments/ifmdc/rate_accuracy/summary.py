@@ -1,0 +1,156 @@
+"""What the curves say: BD-rates, rates at a loss of 2%, and the pictures."""
+
+import io
+import pathlib
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.table import Table
+
+from dynvid.metrics.rate import bjontegaard_delta_rate, rate_at_loss
+from experiments.ifmdc.rate_accuracy.results import Results
+from experiments.incremental_speed.run import console
+
+LOSS = 0.02
+KINDS = {"predicted": "P frames", "all_frames": "all frames"}
+STYLES = {
+    "IFMDC R1": "s:", "IFMDC R2": "s--", "IFMDC R3": "s-", "IFMDC tuned R3": "o-",
+    "HEVC tiling": "^-", "HEVC quilting": "v-", "HEVC video": "D-", "lightweight": "x-",
+}  # fmt: skip
+"""How each curve is drawn; R0, a bound, is none."""
+
+BEST = "IFMDC tuned R3"
+
+
+def curves_of(entry: dict[str, Any], kind: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Rates and APs of each method and stage, by falling rate."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for method, rows in entry["methods"].items():
+        stages = next(iter(rows.values()))["bpp"]
+        for stage in stages:
+            points = sorted((row["bpp"][stage][kind], row["ap50"]) for row in rows.values())
+            rates, levels = zip(*points, strict=True)
+            found[f"{method} {stage}".strip()] = list(rates), list(levels)
+    return found
+
+
+def summarise(results: Results, folder: pathlib.Path) -> None:
+    """Computes the tables from the curves, prints them and draws the figures."""
+    data = results.read()
+    subjects = {name: e for name, e in data["subjects"].items() if e.get("methods")}
+    for name, entry in subjects.items():
+        entry["summary"] = {kind: _summary(entry, kind) for kind in KINDS}
+        _show(name, entry)
+        results.save(name, entry)
+    _draw_curves(subjects, folder / "curves.png")
+    _draw_sensitivity(subjects, folder / "sensitivity.png")
+    _draw_wins(subjects, folder / "wins.png")
+    _draw_histogram(subjects, folder / "histogram.png")
+
+
+def _summary(entry: dict[str, Any], kind: str) -> dict[str, Any]:
+    curves = curves_of(entry, kind)
+    found: dict[str, Any] = {
+        "rate_at_2_percent": {},
+        "bd_rate_of_tuned": {},
+        "bd_rate_of_paper": {},
+    }
+    for name, (rate, level) in curves.items():
+        wanted = rate_at_loss(rate, level, reference=entry["dense"], loss=LOSS)
+        found["rate_at_2_percent"][name] = _number(wanted)
+        for key, ours in (("bd_rate_of_tuned", BEST), ("bd_rate_of_paper", "IFMDC R3")):
+            if ours in curves and name != ours and min(len(rate), len(curves[ours][0])) >= 4:
+                found[key][name] = _number(bjontegaard_delta_rate(rate, level, *curves[ours]))
+    return found
+
+
+def _number(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if np.isnan(value) else value
+
+
+def _show(name: str, entry: dict[str, Any]) -> None:
+    columns = ("bpp at AP loss 2%", "BD-rate of IFMDC tuned, %", "BD-rate of IFMDC R3, %")
+    for kind, title in KINDS.items():
+        summary = entry["summary"][kind]
+        table = Table("method", *columns, title=f"{name}, {title}; dense {entry['dense']:.2f}")
+        for method, rate in summary["rate_at_2_percent"].items():
+            deltas = [summary[key].get(method) for key in ("bd_rate_of_tuned", "bd_rate_of_paper")]
+            table.add_row(
+                method, "-" if rate is None else f"{rate:.4f}",
+                *("-" if delta is None else f"{delta:+.1f}" for delta in deltas),
+            )  # fmt: skip
+        console.print(table)
+
+
+def _draw_curves(subjects: dict[str, Any], path: pathlib.Path) -> None:
+    figure = Figure(figsize=(11, 3.6 * len(subjects)), layout="constrained")
+    grid = figure.subplots(len(subjects), 2, squeeze=False)
+    for line, (name, entry) in zip(grid, subjects.items(), strict=True):
+        for axes, (kind, title) in zip(line, KINDS.items(), strict=True):
+            for method, (rate, level) in curves_of(entry, kind).items():
+                if method in STYLES:
+                    axes.plot(rate, level, STYLES[method], label=method, markersize=4, linewidth=1)
+            axes.axhline(entry["dense"], color="grey", linewidth=1, label="not coded")
+            axes.axhline((1 - LOSS) * entry["dense"], color="grey", linestyle=":", linewidth=1)
+            axes.set(xscale="log", xlabel="bits per input pixel", ylabel="person AP50, %")
+            axes.set_ylim(entry["dense"] - 25, entry["dense"] + 5)
+            axes.set_title(f"{name}, {title}", fontsize=10)
+            axes.grid(alpha=0.3)
+    grid[0, 0].legend(fontsize=7)
+    _save(figure, path)
+
+
+def _draw_sensitivity(subjects: dict[str, Any], path: pathlib.Path) -> None:
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, entry in subjects.items():
+        rows = entry["methods"].get("HEVC video", {})
+        points = sorted((int(key.removeprefix("QP ")), row["ap50"]) for key, row in rows.items())
+        if points:
+            qps, levels = zip(*points, strict=True)
+            axes.plot(qps, np.array(levels) / entry["dense"], "o-", label=name, markersize=4)
+    axes.set(xlabel="QP of HEVC video", ylabel="person AP50, of not coded")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _draw_wins(subjects: dict[str, Any], path: pathlib.Path) -> None:
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    for axes, (kind, title) in zip(figure.subplots(1, 2), KINDS.items(), strict=True):
+        methods = [name for name in STYLES if name not in ("IFMDC R1", "IFMDC R2")]
+        for number, method in enumerate(methods):
+            rates = [e["summary"][kind]["rate_at_2_percent"].get(method) for e in subjects.values()]
+            places = np.arange(len(rates)) + (number - len(methods) / 2) / (len(methods) + 1)
+            heights = [rate or 0 for rate in rates]
+            axes.bar(places, heights, width=1 / (len(methods) + 1), label=method)
+        axes.set_xticks(range(len(subjects)), list(subjects), fontsize=7)
+        axes.set(yscale="log", ylabel="bits per input pixel", title=f"AP loss 2%, {title}")
+        axes.grid(alpha=0.3, axis="y")
+    figure.axes[0].legend(fontsize=7)
+    _save(figure, path)
+
+
+def _draw_histogram(subjects: dict[str, Any], path: pathlib.Path) -> None:
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, entry in subjects.items():
+        row = entry["methods"].get("IFMDC", {}).get("k=17")
+        if row:
+            counts = np.array(row["histogram"], np.float64)
+            axes.plot(range(len(counts)), counts / counts.sum(), "o-", label=name, markersize=3)
+    axes.set(yscale="log", xlabel="label of a residual, k = 17", ylabel="share")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
+    """In 64 colours: a fifth of the size."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100)
+    image = Image.open(buffer).convert("RGB")
+    image.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
