@@ -304,14 +304,17 @@ def test_groups_end_at_branches_strides_additions_and_outputs():
         x = x + jax.nn.silu(conv(y, k3))
         z = act(conv(x, k3, 2))  # 2: a stride
         out = act(conv(z, k1))  # 3: returned as well
-        return out, act(conv(out, k3)) * z  # 4: the product is outside
+        y = act(conv(out, k3)) * z  # 4: the product is outside
+        last = jax.nn.relu(conv(y, k3))  # 5: two operations read the activation
+        return out, jnp.tanh(last), jnp.exp(last)
 
     found = dyncnn_groups(fn, [], jax.ShapeDtypeStruct((1, 16, 16, 4), jnp.float32))
-    assert [len(group.convolutions) for group in found] == [1, 2, 1, 1, 1]
-    assert [group.grid for group in found] == [(16, 16)] * 2 + [(8, 8)] * 3
+    assert [len(group.convolutions) for group in found] == [1, 2, 1, 1, 1, 1]
+    assert [group.grid for group in found] == [(16, 16)] * 2 + [(8, 8)] * 4
     tails = [[node.primitive.name for node in g.convolutions[-1].tail] for g in found]
     assert tails[0] == ["logistic", "mul"]
     assert tails[4] == tails[2]
+    assert tails[5] == ["max"]
 
 
 def two_groups(params, x):
