@@ -98,8 +98,6 @@ def _parameters(network: Darknet, data: bytes) -> Params:
     for i, layer in network.convolutions.items():
         part = numbers[position : position + _stored(layer)]
         position += len(part)
-        if not np.isfinite(part).all():
-            raise ValueError(f"layer {i}: not all numbers are finite")
         count = layer.channels
         rows = len(part) - math.prod(layer.kernel)
         bias, kernel = part[:count], part[rows:]
@@ -109,7 +107,10 @@ def _parameters(network: Darknet, data: bytes) -> Params:
             scale, mean, variance = part[count:rows].reshape(3, count)
             if variance.min() < 0:
                 raise ValueError(f"layer {i}: a variance is negative")
-            gain = scale / np.sqrt(variance + np.float32(_EPSILON))
-            kernel, bias = kernel * gain, bias - mean * gain
+            with np.errstate(over="ignore", invalid="ignore"):  # told below
+                gain = scale / np.sqrt(variance + np.float32(_EPSILON))
+                kernel, bias = kernel * gain, bias - mean * gain
+        if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
+            raise ValueError(f"layer {i}: not all numbers are finite")
         params[f"layer_{i}"] = {"kernel": kernel, "bias": bias}
     return jax.tree.map(jnp.asarray, params) | network.constants()
