@@ -1,6 +1,8 @@
-"""The command line: `dynvid run` and `dynvid explain`."""
+"""The command line: `dynvid run`, `explain`, `encode`, `decode` and `bitstream`."""
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import math
 import os
@@ -12,7 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, BinaryIO, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +25,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import dynvid
+from dynvid.coding.container import BitstreamReader
+from dynvid.coding.entropy import zero_order_entropy
+from dynvid.coding.errors import BitstreamError
 from dynvid.models import ssd, synthetic_detector
 from dynvid.models.detection import HEADS, Head
 from dynvid.models.synthetic_detector import STRIDE, load_synthetic_detector
 from dynvid.runner import Detector, FrameResult, Measures, detect_video, summarize
+from dynvid.systems.ifmdc import FeatureReader, FeatureWriter, Settings, clip_range
 from dynvid.video.draw import annotate_frame
 from dynvid.video.reader import VideoError, VideoSource, VideoWarning
 from dynvid.video.report import plot_report
 from dynvid.video.synthetic import render, synthetic_scene
 from dynvid.video.writer import VideoWriter
 from dynvid.weights.caffe import load_ssd512
+from dynvid.weights.darknet import load_darknet
 from dynvid.weights.onnx import load_onnx
 from dynvid.weights.yolov5 import load_yolov5
 
 _HEADS: dict[str, Head] = {"synthetic": synthetic_detector.HEAD, "ssd": ssd.HEAD, **HEADS}
+_HEAD_OF_SUFFIX = {".pt": "yolov5", ".caffemodel": "ssd", ".cfg": "yolov3"}
 _FPS = 25.0  # of what is written, where the source does not say
 
 
@@ -268,6 +276,267 @@ def explain(
     return 0
 
 
+def encode(
+    source: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(help="A video file, a folder of images, a camera or a stream."),
+    ],
+    *,
+    model: Annotated[
+        pathlib.Path,
+        tyro.conf.arg(
+            help="The network: .pt (YOLOv5), .cfg (Darknet, its .weights beside it) or another "
+            "that dynvid run takes.",
+            metavar="PATH",
+        ),
+    ],
+    at: Annotated[
+        str,
+        tyro.conf.arg(
+            help="Where to cut the network: a name that it gives to one of its feature maps, such "
+            "as layer_12 (Darknet) or model.4 (YOLOv5).",
+            metavar="NAME",
+        ),
+    ],
+    out: Annotated[
+        pathlib.Path,
+        tyro.conf.arg(help="The file to write, such as street.ifm.", metavar="FILE"),
+    ],
+    levels: Annotated[
+        int,
+        _option(
+            "The labels of a residual, an odd number: more are finer and take more bits.",
+            metavar="K",
+            default="9",
+        ),
+    ] = 9,
+    key_levels: Annotated[
+        int | None,
+        _option("The labels of a key frame.", metavar="K", default="as --levels"),
+    ] = None,
+    group_of_pictures: Annotated[
+        int,
+        _option("Frames from key frame to key frame.", metavar="T", default="15"),
+    ] = 15,
+    stage: Annotated[
+        Literal["fixed", "huffman", "arithmetic"],
+        _option(
+            "How labels become bits: run-length tokens of fixed fields, the same in a Huffman "
+            "code, or arithmetic coding in context.",
+            default="arithmetic",
+        ),
+    ] = "arithmetic",
+    calibrate: Annotated[
+        int,
+        _option(
+            "How many frames, from the first, the clip range is taken from (percentiles 0.1 and "
+            "99.9).",
+            metavar="N",
+            default="8",
+        ),
+    ] = 8,
+    max_frames: Annotated[
+        int | None,
+        _option("Stop after this many frames.", metavar="N", default="all there are"),
+    ] = None,
+) -> int:
+    """Write the feature maps that a network has at a cut, as key frames and differences (IFMDC).
+
+    Try:
+
+    dynvid encode street.mp4 --model yolov3.cfg --at layer_12 --out street.ifm
+
+    dynvid encode street.mp4 --model yolov5n.pt --at model.4 --levels 5 --out street.ifm
+    """
+    for name, value in (("--calibrate", calibrate), ("--max-frames", max_frames)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
+    video = VideoSource(source, max_frames=max_frames)
+    detector = load_detector(model, None, frame_size=video.size)
+    try:
+        front = jax.jit(dynvid.split(detector.on_frames(video.size), at=at).front)
+        shapes = jax.eval_shape(
+            front, detector.params, jax.ShapeDtypeStruct((1, *video.size, 3), jnp.uint8)
+        )
+        settings = Settings(
+            low=0.0,
+            high=1.0,
+            levels=levels,
+            key_levels=key_levels,
+            group_of_pictures=group_of_pictures,
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(_one_line(error)) from error
+    cut = shapes[at]
+    if isinstance(cut, tuple) or len(cut.shape) != 4:
+        raise UsageError(f"--at {at} is no feature map (streams, h, w, c)")
+    if shapes.others:
+        print(
+            f"dynvid: warning: the file holds {at} alone, but the rest of the network also needs "
+            f"{', '.join(shapes.others)}",
+            file=sys.stderr,
+        )
+
+    features = (
+        front(detector.params, jnp.asarray(frame)[None])[at].astype(jnp.float32) for frame in video
+    )
+    first = list(itertools.islice(features, calibrate))
+    if not first:
+        raise UsageError(f"{video.name} has no frames")
+    try:
+        low, high = clip_range(np.stack(first))
+    except ValueError as error:
+        raise UsageError(_one_line(error)) from error
+    settings = dataclasses.replace(settings, low=low, high=high)
+    frames = size = 0
+    with output_file(out) as file:
+        try:
+            writer = FeatureWriter(file, settings, shape=cut.shape, stage=stage)
+        except ValueError as error:
+            raise UsageError(_one_line(error)) from error
+        for feature in itertools.chain(first, features):
+            packet, _ = writer.write(feature)
+            frames, size = frames + 1, size + packet
+        writer.close()
+    Console(highlight=False).print(
+        f"{frames} frames of {at}, {_shape(cut.shape)}: {size} bytes, "
+        f"{8 * size / frames / math.prod(cut.shape):.4f} bits a value; in {out}",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def decode(
+    file: Annotated[
+        tyro.conf.Positional[pathlib.Path],
+        tyro.conf.arg(help="What dynvid encode wrote.", metavar="FILE"),
+    ],
+    *,
+    out: Annotated[
+        pathlib.Path | None,
+        _option("The file to write.", metavar="FILE", default="the same name with .npy"),
+    ] = None,
+    skip_damaged: Annotated[
+        bool,
+        _option(
+            "Leave out damaged frames and go on at the next key frame, instead of giving up.",
+            default="off",
+        ),
+    ] = False,
+) -> int:
+    """Write the feature maps that a file holds, as a NumPy array (frames, streams, h, w, c).
+
+    Try:
+
+    dynvid decode street.ifm
+
+    dynvid decode received.ifm --skip-damaged --out features.npy
+    """
+    out = file.with_suffix(".npy") if out is None else out
+    with open(file, "rb") as source, output_file(out) as target:
+        reader = FeatureReader(source, skip_damaged=skip_damaged)
+        shape = reader.header.shape
+
+        def head(count: int) -> None:
+            # NumPy pads this header so that it does not grow with the first axis.
+            np.lib.format.write_array_header_1_0(
+                target, {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
+            )
+
+        head(0)
+        numbers = []
+        for features in reader:
+            target.write(np.asarray(features.map, "<f4").tobytes())
+            numbers.append(features.number)
+        target.seek(0)
+        head(len(numbers))
+    missing = numbers[-1] + 1 - len(numbers) if numbers else 0
+    Console(highlight=False).print(
+        f"{len(numbers)} frames of {_shape(shape)}"
+        + (f", {missing} left out" if missing else "")
+        + f"; in {out}",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def bitstream(
+    file: Annotated[
+        tyro.conf.Positional[pathlib.Path],
+        tyro.conf.arg(help="What dynvid encode wrote.", metavar="FILE"),
+    ],
+) -> int:
+    """Print what a file of feature maps holds: its header, its bits by part and by frame.
+
+    Try:
+
+    dynvid bitstream street.ifm
+    """
+    # A file or a pipe has no width of its own, and rich would cut the tables to 80 columns.
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(width=140, highlight=False)
+    with open(file, "rb") as source:
+        reader = BitstreamReader(source)
+        header = reader.header
+        by_frame = Table("frame", "kind", "bits", "labels", "bits a value", "entropy a value")
+        for column in by_frame.columns[2:]:
+            column.justify = "right"
+        values = math.prod(header.shape)
+        labels = {True: 0, False: 0}
+        frames = {True: 0, False: 0}
+        packets = 0
+        for frame in reader:
+            frames[frame.is_key] += 1
+            labels[frame.is_key] += frame.payload_bits
+            packets += frame.bits - frame.payload_bits
+            by_frame.add_row(
+                str(frame.number),
+                "key" if frame.is_key else "residual",
+                str(frame.bits),
+                str(frame.payload_bits),
+                f"{frame.bits / values:.4f}",
+                f"{zero_order_entropy(frame.labels) / values:.4f}",
+            )
+        total = 8 * source.tell()
+
+    streams, height, width, channels = header.shape
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    facts.add_row("features", f"{streams} streams of {height}x{width}x{channels}, {header.dtype}")
+    if isinstance(header.low, tuple):
+        facts.add_row("clip range", f"one for each of {channels} channels")
+    else:
+        facts.add_row("clip range", f"{header.low:.6g} .. {header.high:.6g}")
+    facts.add_row("levels", f"{header.levels} of residuals, {header.key_levels} of key frames")
+    facts.add_row("residuals span", f"1/{header.residual_divisor} of the clip range to each side")
+    facts.add_row("key frames", f"every {header.group_of_pictures} frames")
+    facts.add_row("entropy stage", f"{header.stage}, scan {header.scan}")
+    console.print(facts)
+
+    parts = Table("part", "frames", "bits", "share", "bits a frame", "bits a value")
+    for column in parts.columns[1:]:
+        column.justify = "right"
+    rows = [
+        ("labels of key frames", frames[True], labels[True]),
+        ("labels of residual frames", frames[False], labels[False]),
+        ("packet heads and checksums", sum(frames.values()), packets),
+        ("header and end", 0, total - packets - sum(labels.values())),
+    ]
+    for name, count, bits in [*rows, ("all", sum(frames.values()), total)]:
+        each = bits / count if count else math.nan
+        parts.add_row(
+            name,
+            str(count) if count else "",
+            str(bits),
+            f"{bits / total:.1%}",
+            f"{each:.0f}" if count else "",
+            f"{each / values:.4f}" if count else "",
+        )
+    console.print(parts)
+    console.print(by_frame)
+    console.print("Entropy: of each frame's labels taken one by one, a reference and no rate.")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -279,7 +548,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            {"run": run, "explain": explain},
+            {
+                "run": run,
+                "explain": explain,
+                "encode": encode,
+                "decode": decode,
+                "bitstream": bitstream,
+            },
             prog="dynvid",
             description="Dynamic video inference: run a vision network on a video, computing only "
             "what changed.",
@@ -290,7 +565,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe (head, less) has seen enough; nor may Python's own last flush fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (UsageError, VideoError, OSError) as error:
+    except (UsageError, VideoError, BitstreamError, OSError) as error:
         print(f"dynvid: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -329,9 +604,12 @@ def load_detector(
         elif model.suffix == ".caffemodel":
             network, params = load_ssd512(model)
             size = (ssd.SIZE, ssd.SIZE)
+        elif model.suffix == ".cfg":
+            network, params = load_darknet(model, weights=model.with_suffix(".weights"))
+            size = network.size
         else:
             raise UsageError(
-                f"cannot read the model {model}: expected a .onnx, .pt or .caffemodel file"
+                f"cannot read the model {model}: expected a .onnx, .pt, .cfg or .caffemodel file"
             )
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(f"cannot read the model: {_one_line(error)}") from error
@@ -342,8 +620,8 @@ def load_detector(
 def _guess_head(
     model: pathlib.Path, network: Any, params: Any, size: tuple[int, int] | None
 ) -> str:
-    if model.suffix in (".pt", ".caffemodel"):
-        return "yolov5" if model.suffix == ".pt" else "ssd"
+    if model.suffix in _HEAD_OF_SUFFIX:
+        return _HEAD_OF_SUFFIX[model.suffix]
     size = size or _square(HEADS["yolox"])
     candidate = Detector(model.name, network, params, HEADS["yolox"], "yolox", size)
     try:
@@ -434,6 +712,27 @@ def output_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
                 folder.rmdir()
         raise
     temporary.rmdir()
+
+
+@contextlib.contextmanager
+def output_file(out: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file to write into; it appears as `out`, whole, when all went well.
+
+    Raises:
+      UsageError: `out` is a folder, or its folder is not there.
+    """
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder")
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}")
+    handle, temporary = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.replace(temporary, out)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 @contextlib.contextmanager
@@ -560,6 +859,10 @@ def _square(head: Head) -> tuple[int, int]:
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[1]}x{size[0]}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _one_line(error: BaseException) -> str:

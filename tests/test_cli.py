@@ -329,3 +329,117 @@ def test_readme_first_block_is_two_commands():
     assert len(lines) == 2
     assert lines[0].endswith("dynvid run")
     assert "pytest" in lines[1]
+
+
+# ---- encode, decode, bitstream
+
+CFG = """[net]
+width=64
+height=64
+channels=3
+
+[convolutional]
+filters=4
+size=3
+stride=2
+pad=1
+activation=leaky
+
+[convolutional]
+filters=18
+size=1
+stride=1
+pad=0
+activation=linear
+
+[yolo]
+mask=0,1,2
+anchors=8,8, 16,16, 32,32
+classes=1
+num=3
+"""
+
+
+@pytest.fixture
+def darknet(tmp_path):
+    """A small Darknet network with random weights."""
+    path = tmp_path / "small.cfg"
+    path.write_text(CFG)
+    count = (3 * 3 * 3 * 4 + 4) + (4 * 18 + 18)
+    weights = np.random.default_rng(0).normal(0, 0.3, count).astype("<f4")
+    header = np.array([0, 2, 0], "<i4").tobytes() + np.zeros(1, "<i8").tobytes()
+    path.with_suffix(".weights").write_bytes(header + weights.tobytes())
+    return path
+
+
+@pytest.fixture
+def encoded(folder, darknet, tmp_path, capsys):
+    out = tmp_path / "street.ifm"
+    arguments = ["encode", folder, "--model", darknet, "--at", "layer_0", "--out", out]
+    options = ["--levels", "33", "--group-of-pictures", "3"]
+    assert main([*map(str, arguments), *options]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "5 frames of layer_0, 1x32x32x4" in printed.out
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    return out
+
+
+def test_features_are_encoded_and_decoded(encoded, folder, darknet, capsys):
+    assert main(["decode", str(encoded)]) == 0
+    assert "5 frames of 1x32x32x4; in" in capsys.readouterr().out
+    decoded = np.load(encoded.with_suffix(".npy"))
+    assert decoded.shape == (5, 1, 32, 32, 4)
+    assert decoded.dtype == np.float32
+    detector = dynvid.cli.load_detector(darknet, None, frame_size=(SIDE, SIDE))
+    front = dynvid.split(detector.on_frames((SIDE, SIDE)), at="layer_0").front
+    for t, frame in enumerate(moving_square(5)):
+        feature = np.asarray(front(detector.params, frame[None])["layer_0"])
+        # Percentiles clip a few values in a thousand; all others are within half a step.
+        low, high = decoded.min(), decoded.max()
+        error = np.abs(np.clip(feature, low, high) - decoded[t])
+        assert error.max() <= (high - low) / 32 * 1.01
+
+
+def test_a_bitstream_is_laid_open(encoded, capsys):
+    assert main(["bitstream", str(encoded)]) == 0
+    printed = capsys.readouterr().out
+    assert "1 streams of 32x32x4, float32" in printed
+    assert "33 of residuals, 33 of key frames" in printed
+    assert printed.count("│ key ") == 2  # rows of the table: frames 0 and 3
+    assert f"│ {8 * encoded.stat().st_size} │ 100.0% │" in re.sub(r" +", " ", printed)
+
+
+def test_a_damaged_bitstream_is_refused_or_skipped(encoded, capsys):
+    data = bytearray(encoded.read_bytes())
+    data[-40] ^= 1  # in the last frame
+    encoded.write_bytes(bytes(data))
+    refused(capsys, ["bitstream", encoded], "packet 4 is damaged")
+    refused(capsys, ["decode", encoded], "packet 4 is damaged")
+    assert not encoded.with_suffix(".npy").exists()
+    assert main(["decode", str(encoded), "--skip-damaged"]) == 0
+    assert len(np.load(encoded.with_suffix(".npy"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--at", "layer_7"], ["layer_7", "layer_0"]),
+        (["--levels", "8"], ["levels must be odd"]),
+        (["--calibrate", "0"], ["--calibrate must be at least 1"]),
+        (["--out", "/nowhere/at/all.ifm"], ["there is no folder"]),
+        (["--model", "missing.cfg"], ["no such file"]),
+    ],
+)
+def test_what_cannot_be_encoded(folder, darknet, tmp_path, capsys, options, words):
+    given = {"--model": str(darknet), "--at": "layer_0", "--out": str(tmp_path / "x.ifm")}
+    given |= dict(zip(options[::2], options[1::2], strict=True))
+    refused(capsys, ["encode", folder, *(x for pair in given.items() for x in pair)], *words)
+    assert not (tmp_path / "x.ifm").exists()
+
+
+def test_what_is_no_bitstream(tmp_path, capsys):
+    refused(capsys, ["bitstream", tmp_path / "missing.ifm"], "missing.ifm")
+    other = tmp_path / "video.mp4"
+    other.write_bytes(bytes(1000))
+    refused(capsys, ["decode", other], "no file of coded feature maps")
