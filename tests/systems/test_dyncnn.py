@@ -317,6 +317,16 @@ def test_groups_end_at_branches_strides_additions_and_outputs():
     assert tails[5] == ["max"]
 
 
+def test_a_strided_convolution_is_a_group_of_its_own():
+    kernel = whole_numbers(0, 3, 3, 3, 3)
+
+    def fn(params, x):
+        return conv(conv(conv(x, kernel), kernel, 2), kernel)
+
+    found = dyncnn_groups(fn, [], jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))
+    assert [(len(g.convolutions), g.heights) for g in found] == [(1, (8,)), (1, (13,)), (1, (8,))]
+
+
 def two_groups(params, x):
     for i, kernel in enumerate(params):
         x = act(conv(pool(x) if i == 2 else x, kernel) + 1)
