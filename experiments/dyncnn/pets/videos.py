@@ -81,10 +81,13 @@ def tud(size: tuple[int, int]) -> Clip:
 def intel(size: tuple[int, int]) -> list[Clip]:
     """Intel's two clips of a fixed camera, without ground truth: every second frame."""
     names = {"Intel cars": "car-detection", "Intel persons": "one-by-one-person-detection"}
-    return [read_clip(name, f"intel/{file}.mp4", size, every=2) for name, file in names.items()]
+    return [
+        read_clip(name, f"intel/{file}.mp4", size, every=2, most=150)
+        for name, file in names.items()
+    ]
 
 
-def synthetic(size: tuple[int, int], *, count: int = 60) -> list[Clip]:
+def synthetic(size: tuple[int, int], *, count: int = 40) -> list[Clip]:
     """Scenes of a fixed camera with noise, from almost still to crowded."""
     clips = []
     for objects, side, speed in ((1, 24.0, 2.0), (3, 48.0, 3.0), (6, 80.0, 5.0), (12, 120.0, 8.0)):
