@@ -1,5 +1,6 @@
 """The cloud: takes coded feature maps from edges, runs the back of the network, answers."""
 
+import contextlib
 import socket
 import threading
 import time
@@ -160,7 +161,10 @@ class Cloud:
             init, decode = decoder(settings_of(header))
         except ValueError as error:
             raise _RefusedError(printable(f"the header makes no sense: {error}")) from error
+        # Compiled before the edge is let in: its first frame is not to wait for that.
         state = init(header.shape)
+        still = jnp.zeros(header.shape, jnp.int16)
+        jax.block_until_ready(decode(state, Symbols(still, jnp.asarray(True), jnp.int32(0))))
         connection.send(Kind.WELCOME)
         self._log(f"{name}: an edge, {header.stage} coding, {header.levels} levels")
         try:
@@ -187,7 +191,5 @@ class Cloud:
 
     @staticmethod
     def _refuse(connection: Connection, reason: str, *, final: bool) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it may have gone; the log says why
             connection.send(Kind.REFUSAL, refusal(reason, final=final))
-        except OSError:
-            pass  # it has gone; the log says why

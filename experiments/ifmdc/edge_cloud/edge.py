@@ -288,7 +288,7 @@ class Edge:
                         )
                     else:
                         due = start + number / fps
-                        self._changed.wait_for(lambda: self._stopped, due - time.monotonic())  # noqa: B023
+                        self._changed.wait_for(lambda: self._stopped, due - time.monotonic())
                     if self._stopped:
                         return
                     if len(self._waiting) == self._most_waiting:

@@ -110,8 +110,8 @@ def write(path: pathlib.Path, figures: dict[str, Any], results: Sequence[Result]
             "key": r.is_key,
             "bits": r.bits,
             "latency_ms": 1e3 * r.latency,
-            "boxes": np.round(r.answer.boxes, 2).astype(float).tolist(),
-            "scores": np.round(r.answer.scores, 4).astype(float).tolist(),
+            "boxes": np.round(r.answer.boxes.astype(float), 2).tolist(),
+            "scores": np.round(r.answer.scores.astype(float), 4).tolist(),
             "classes": r.answer.classes.tolist(),
         }
         for r in results

@@ -9,6 +9,7 @@
 Numbers are little-endian. Every connection begins a bitstream of its own, and so with a key frame.
 """
 
+import contextlib
 import enum
 import json
 import socket
@@ -198,25 +199,21 @@ class Connection:
 
     def interrupt(self) -> None:
         """Ends both directions at once, so that whoever waits on this connection wakes up."""
-        try:
+        with contextlib.suppress(OSError):  # it may have ended already
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has ended already
 
     def part(self) -> None:
         """Ends this side, and reads for a moment what the other still sends.
 
         Closing with bytes unread would reset the connection, and what was written last be lost.
         """
-        try:
+        with contextlib.suppress(OSError):  # it has gone, or has been given its time
             self.end()
             deadline = time.monotonic() + min(1.0, self._timeout)
             while (left := deadline - time.monotonic()) > 0:
                 self._socket.settimeout(left)
                 if not self._socket.recv(1 << 16):
                     break
-        except OSError:
-            pass  # it has gone, or has been given its time
 
     def close(self) -> None:
         """Ends both directions and frees the socket."""
