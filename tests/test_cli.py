@@ -314,10 +314,11 @@ def readme(pattern: str) -> list[str]:
     return re.findall(pattern, text, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_readme_example_runs():
-    """The Python block of README is what a newcomer pastes first."""
+def test_readme_examples_run():
+    """The Python blocks of README are what a newcomer pastes first, one after the other."""
+    names: dict = {}
     for block in readme(r"^```python\n(.*?)^```"):
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, "README.md", "exec"), names)
 
 
 def test_readme_first_block_is_two_commands():
