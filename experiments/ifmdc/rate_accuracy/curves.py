@@ -31,10 +31,26 @@ PAPER = {f"k={k}": {"levels": k} for k in (3, 5, 9, 17, 33, 65)}
 
 
 TUNED = {
-    f"k={k}, dead zone {zone:g}": {"levels": k, "dead_zone": zone, "key_levels": (k + 1) // 2}
-    for k, zone in ((9, 1.5), (9, 1), (13, 2), (17, 2.5), (17, 1.5), (25, 2.5), (33, 2.5))
+    f"k={k}, k_key={key}, dead zone {zone:g}, skip {skip:g}": (
+        {"levels": k, "key_levels": key, "dead_zone": zone},
+        skip,
+    )
+    for k, key, zone, skip in (
+        (17, 9, 4, 0.15),
+        (9, 5, 2, 0.15),
+        (17, 9, 3, 0.15),
+        (33, 33, 8, 0.15),
+        (9, 5, 1.5, 0.15),
+        (17, 9, 2, 0.1),
+        (5, 3, 1, 0.15),
+        (17, 9, 6, 0.2),
+        (9, 5, 2, 0.2),
+        (9, 5, 1.5, 0.2),
+        (9, 5, 1.5, 0.25),
+        (9, 5, 2, 0.25),
+    )
 }
-"""With a dead zone, and key frames with the steps of residuals: half as many levels."""
+"""With a dead zone, positions skipped where little moved, and key frames of fewer levels."""
 
 
 def measure(subject: Subject, results: Results) -> None:
@@ -55,23 +71,37 @@ def measure(subject: Subject, results: Results) -> None:
 
 
 def _runs(subject: Subject, clip: Range) -> Iterator[tuple[str, str, Callable[[], Coded]]]:
-    for qp in QPS:
-        for method, code in (
-            ("HEVC tiling", lambda qp: code_features(subject, clip, qp=qp, quilted=False)),
-            ("HEVC quilting", lambda qp: code_features(subject, clip, qp=qp, quilted=True)),
-            ("HEVC video", lambda qp: code_video(subject, clip, qp=qp)),
-        ):
-            yield method, f"QP {qp}", lambda code=code, qp=qp: code(qp)
-    for method, settings in (("IFMDC tuned", TUNED), ("IFMDC", PAPER)):
-        for name, options in settings.items():
-            chosen = Settings(low=clip.low, high=clip.high, group_of_pictures=GOP, **options)
-            yield method, name, lambda chosen=chosen: code_ifmdc(subject, chosen)
+    for name, (options, skip) in TUNED.items():
+        chosen = Settings(low=clip.low, high=clip.high, group_of_pictures=GOP, **options)
+        yield (
+            "IFMDC tuned",
+            name,
+            lambda chosen=chosen, skip=skip: code_ifmdc(
+                subject, chosen, skip=skip, stages=("R2", "R3")
+            ),
+        )
+    for qp in QPS[:3]:
+        yield from _hevc(subject, clip, qp)
+    for name, options in PAPER.items():
+        chosen = Settings(low=clip.low, high=clip.high, group_of_pictures=GOP, **options)
+        yield "IFMDC", name, lambda chosen=chosen: code_ifmdc(subject, chosen)
+    for qp in QPS[3:]:
+        yield from _hevc(subject, clip, qp)
     for levels in (2, 3, 4, 6, 9, 17):
         yield (
             "lightweight",
             f"N={levels}",
             lambda n=levels: code_lightweight(subject, clip, levels=n),
         )
+
+
+def _hevc(subject: Subject, clip: Range, qp: int) -> Iterator[tuple[str, str, Callable[[], Coded]]]:
+    for method, code in (
+        ("HEVC tiling", lambda: code_features(subject, clip, qp=qp, quilted=False)),
+        ("HEVC quilting", lambda: code_features(subject, clip, qp=qp, quilted=True)),
+        ("HEVC video", lambda: code_video(subject, clip, qp=qp)),
+    ):
+        yield method, f"QP {qp}", code
 
 
 def _calibrate(subject: Subject) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from experiments.ifmdc.rate_accuracy.subjects import EVERY, Subject
 from experiments.incremental_speed.run import console
 
 GOP = 15
-QPS = (47, 43, 39, 35, 31, 27)
+QPS = (47, 45, 43, 39, 35, 31)
 
 
 class Coded(NamedTuple):
