@@ -70,8 +70,8 @@ def match_detections(
     detections: Detections,
     boxes: jax.Array,
     present: jax.Array,
-    classes: jax.Array | None = None,
     *,
+    classes: jax.Array | None = None,
     iou: float = 0.5,
 ) -> jax.Array:
     """Which detections are true positives: each box of the ground truth is found once.
@@ -211,7 +211,7 @@ def average_precision_by_class(
     >>> result.value
     Array([ 1., nan,  0.], dtype=float32)
     """
-    right = match_detections(detections, boxes, present, classes, iou=iou)
+    right = match_detections(detections, boxes, present, classes=classes, iou=iou)
 
     def of_one(index: jax.Array) -> AveragePrecision:
         own = detections.classes == index

@@ -71,7 +71,7 @@ def count_detections(
     """
     counted = detections.valid & (detections.scores >= score_threshold)
     detections = detections._replace(valid=counted)
-    right = match_detections(detections, boxes, present, classes, iou=iou)
+    right = match_detections(detections, boxes, present, classes=classes, iou=iou)
     own = detections.classes == jnp.arange(class_count)[:, None, None]
     own_truth = classes == jnp.arange(class_count)[:, None, None]
 

@@ -102,7 +102,7 @@ class SSD512(nnx.Module):
     [(1, 24564, 4), (1, 24564, 21)]
     """
 
-    def __init__(self, classes: int = 21, *, rngs: nnx.Rngs):
+    def __init__(self, *, classes: int = 21, rngs: nnx.Rngs):
         self.classes = classes
         self.vgg = VGG16(rngs=rngs)
         self.fc6 = _conv(512, 1024, 3, padding=6, dilation=6, rngs=rngs)

@@ -87,7 +87,7 @@ def load_ssd512(
     """
     layers = load_caffe(path)
     classes = _ssd_classes(layers)
-    graph, state = nnx.split(nnx.eval_shape(lambda: SSD512(classes, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: SSD512(classes=classes, rngs=nnx.Rngs(0))))
     variables: dict[tuple, Any] = dict(nnx.to_flat_state(state))
     problems = [f"{_quoted(name)}: no layer of it" for name in layers if name not in CAFFE_LAYERS]
     for name, place in CAFFE_LAYERS.items():

@@ -144,7 +144,7 @@ def test_classes_are_judged_as_pycocotools_judges_categories(seed):
     classes = np.full(present.shape, -1)
     classes[present] = np.concatenate(labels)
     expected, matched = coco(found, truths, labels, count)
-    right = match_detections(found, boxes, present, classes)
+    right = match_detections(found, boxes, present, classes=classes)
     assert np.asarray(right)[np.asarray(found.valid)].tolist() == matched
     result = average_precision_by_class(found, boxes, classes, present, class_count=count)
     for c, value in enumerate(expected):
@@ -262,7 +262,7 @@ def test_only_the_own_class_takes_a_box():
     found = one_image([BOX, BOX + 1], [0.9, 0.6], [1, 0])
     boxes, present = pad_boxes([BOX[None]])
     classes = np.array([[0]])
-    assert match_detections(found, boxes, present, classes).tolist() == [[False, True]]
+    assert match_detections(found, boxes, present, classes=classes).tolist() == [[False, True]]
     for interpolation in ("all_points", "11_points"):
         result = average_precision_by_class(
             found, boxes, classes, present, class_count=2, interpolation=interpolation
@@ -278,7 +278,7 @@ def test_where_two_classes_overlap_each_finds_its_own():
     found = one_image([BOX, BOX], [0.9, 0.8], [0, 1])
     boxes, present = pad_boxes([np.array([BOX, BOX * [1, 1, 1, 1.5]])])
     classes = np.array([[0, 1]])
-    assert match_detections(found, boxes, present, classes).all()
+    assert match_detections(found, boxes, present, classes=classes).all()
     result = average_precision_by_class(found, boxes, classes, present, class_count=2)
     assert result.value.tolist() == [1, 1]
 

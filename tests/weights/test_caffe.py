@@ -428,7 +428,7 @@ def ssd_blobs(classes, fill):
 
 def ssd_module(blobs, classes):
     """The module with these weights, set by hand, layer by layer."""
-    module = nnx.eval_shape(lambda: SSD512(classes, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: SSD512(classes=classes, rngs=nnx.Rngs(0)))
 
     def put(conv, name):
         kernel, bias = blobs[name]

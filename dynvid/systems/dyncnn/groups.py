@@ -201,7 +201,7 @@ class Group:
             for convolution, window in zip(self.convolutions, self.windows()[1:], strict=True)
         )
 
-    def single(self, cell: int | None = None) -> "tuple[Group, ...]":
+    def single(self, *, cell: int | None = None) -> "tuple[Group, ...]":
         """A group for each convolution: what runs without continuous convolution."""
         return tuple(
             Group(f"{self.name}_{i}", (convolution,), cell or self.cell)

@@ -474,7 +474,7 @@ def dyncnn(
         units = find_groups(plan, groups=groups, cell=cell)
         if partition == "pixel" or not continuous:
             side = 1 if partition == "pixel" else None
-            units = [single for unit in units for single in unit.single(side)]
+            units = [single for unit in units for single in unit.single(cell=side)]
         return _Network(plan, units)
 
     @jax.jit
