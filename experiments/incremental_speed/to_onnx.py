@@ -78,6 +78,8 @@ def export(fn, params, frames, path):
                 strides=p["window_strides"][1:3],
                 pads=[top, left, bottom, right],
             )
+        elif name == "name":
+            writer.names[out] = writer.operand(node.inputs[0])
         elif name == "square":
             factor = writer.operand(node.inputs[0])
             writer.names[out] = writer.node("Mul", factor, factor)
