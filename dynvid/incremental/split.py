@@ -188,7 +188,8 @@ def _cut(graph: Graph, names: Sequence[str]) -> _Cut:
             crossing.add(value)
         else:
             stack += [_unnamed(v) for v in node.inputs if v.dynamic]
-    labels = {_unnamed(mark.outputs[0]): mark.params["name"] for mark in marks}
+    # Of several names of one value the first.
+    labels = {_unnamed(mark.outputs[0]): mark.params["name"] for mark in reversed(marks)}
     others: dict[str, Value] = {}
     for value in sorted(crossing, key=_index):
         label = labels.get(value, _label(value))

@@ -250,6 +250,12 @@ def test_the_values_that_cross_keep_their_names():
 
     assert carried(fn, jnp.float32(2), "layer_1") == ["layer_0"]
 
+    def renamed(p, x):
+        a = checkpoint_name(checkpoint_name(x * p, "layer_0"), "layer_1")
+        return checkpoint_name(a + 1, "layer_2") * a
+
+    assert carried(renamed, jnp.float32(2), "layer_2") == ["layer_0"]
+
 
 def test_several_names_and_one_that_the_other_needs():
     def fn(p, x):
@@ -310,6 +316,17 @@ def test_a_second_branch_behind_shared_preprocessing_stays_in_the_front():
     assert name.startswith("reduce_sum")
 
 
+def test_what_comes_before_the_cut_is_in_the_front():
+    def fn(p, x):
+        trunk = checkpoint_name(act(conv(x, p[0])), "trunk")
+        side = checkpoint_name(conv(trunk, p[1], 2), "side")
+        y = checkpoint_name(conv(trunk, p[2]), "y")
+        return conv(y, p[3], 2) + side
+
+    assert carried(fn, SKIP, "y") == ["side"]
+    assert carried(fn, SKIP, "side") == ["trunk"]
+
+
 def test_another_branch_that_follows_is_in_the_back():
     def fn(p, x):
         trunk = checkpoint_name(act(conv(x, p[0])), "trunk")
@@ -333,7 +350,7 @@ def test_what_is_only_arranged_anew_crosses_once_and_small():
 
     kernel = integers(3, 3, 3, 1)
     shapes = jax.eval_shape(split(fn, at="y").front, kernel, frames()).others
-    assert [value.shape for value in shapes.values()] == [(1,)]
+    assert [value.shape for value in shapes.values()] == [(1, 1, 1, 1)]
     front, back = split(fn, at="y")
     with jax.disable_jit():
         expected = fn(kernel, frames())

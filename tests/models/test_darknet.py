@@ -135,7 +135,11 @@ def test_yolov3_has_its_published_size(yolov3, shapes):
     assert 20 + 4 * (yolov3.parameter_count + running) == 248_007_048
     outputs = jax.eval_shape(yolov3, *shapes)
     assert [o.shape for o in outputs] == [(1, 13, 13, 255), (1, 26, 26, 255), (1, 52, 52, 255)]
-    assert [layer.anchors[0] for layer in yolov3.heads] == [(116, 90), (30, 61), (10, 13)]
+    assert [layer.anchors for layer in yolov3.heads] == [
+        ((116, 90), (156, 198), (373, 326)),
+        ((30, 61), (62, 45), (59, 119)),
+        ((10, 13), (16, 30), (33, 23)),
+    ]
     # 65.86 billion operations, two a multiply-accumulate, as Darknet prints it.
     macs = sum(map(node_macs, trace(yolov3, *shapes).nodes))
     assert macs * 2 / 1e9 == pytest.approx(65.86, abs=0.05)
@@ -191,11 +195,10 @@ def integer_params(network):
     return params | network.constants()
 
 
-@pytest.mark.parametrize("activation", ["relu"])
-def test_cut_at_every_layer_gives_the_whole(activation):
-    network = build(SMALL.replace("leaky", activation))
+def test_cut_at_every_layer_gives_the_whole():
+    network = build(SMALL.replace("leaky", "relu"))
     params = integer_params(network)
-    x = jnp.asarray(np.random.default_rng(1).integers(0, 4, (2, 16, 24, 3)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(1).integers(0, 4, (1, 16, 16, 3)), jnp.float32)
     expected = jax.jit(network)(params, x)
     for i in range(len(network.layers)):
         front, back = dynvid.split(network, at=f"layer_{i}")
@@ -210,6 +213,7 @@ def test_the_network_runs_incrementally():
     x = rng.integers(0, 4, (1, 48, 64, 3)).astype(np.float32)
     video = dynvid.incremental(network)
     state, _ = video.init(params, x)
+    x = x.copy()  # what has been handed over must stay as it is
     x[:, 10:14, 20:26] += 1
     state, outputs = video.step(params, state, x)
     for a, b in zip(outputs, jax.jit(network)(params, x), strict=True):
