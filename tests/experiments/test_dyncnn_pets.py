@@ -1,5 +1,7 @@
 """What the figures of `experiments/dyncnn/pets` rest on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from dynvid.models.detection import Detections
 from dynvid.ops.difference import changed_pixels
 from dynvid.systems.dyncnn import dyncnn
 from experiments.dyncnn.pets.evaluate import CLASSES, GroundTruth, judge, of_classes, schemes
-from experiments.dyncnn.pets.tuned import LOSS, choose_target
+from experiments.dyncnn.pets.tuned import LOSS, choose_targets
 
 
 def network(kernel, frames):
@@ -92,11 +94,31 @@ def trial(tau, agreement):
     return Trial(15.0, {"conv_1": tau} if tau else {}, agreement, 0.5, False)
 
 
-def test_the_target_is_one_step_before_average_precision_falls_for_good():
-    walk = [(trial(0, 100.0), 80.0), (trial(0.5, 90.0), 79.0), (trial(0.7, 85.0), 81.0)]
-    walk += [(trial(1.0, 80.0), 80.0 - LOSS / 2), (trial(1.2, 70.0), 79.0)]
-    assert choose_target(walk) == (0.7, 85.0)
+def test_the_targets_are_before_the_first_loss_and_a_step_before_the_last_setting_without():
+    walk = [(trial(0, 100.0), 80.0), (trial(0.4, 95.0), 80.5), (trial(0.5, 90.0), 79.0)]
+    walk += [
+        (trial(0.7, 85.0), 81.0),
+        (trial(1.0, 80.0), 80.0 - LOSS / 2),
+        (trial(1.2, 70.0), 79.0),
+    ]
+    assert choose_targets(walk) == (95.0, 85.0)
 
 
-def test_the_target_is_exact_where_any_truncation_costs_too_much():
-    assert choose_target([(trial(0, 99.0), 80.0), (trial(0.5, 90.0), 70.0)]) == (0.0, 99.0)
+def test_the_targets_are_exact_where_any_truncation_costs_too_much():
+    assert choose_targets([(trial(0, 99.0), 80.0), (trial(0.5, 90.0), 70.0)]) == (99.0, 99.0)
+
+
+def test_scaled_tolerances_are_scaled_truncations():
+    """One executable serves every scale: `Contest.run` multiplies what the state holds."""
+    rng = np.random.default_rng(1)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 3)), jnp.float32)
+    clip = rng.integers(0, 255, (4, 1, 32, 32, 3)).astype(np.uint8)
+    once, twice = (dynvid.incremental(network, truncation=tau) for tau in (0.25, 0.5))
+    a, _ = once.init(kernel, clip[0])
+    b, _ = twice.init(kernel, clip[0])
+    a = dataclasses.replace(a, tolerances=tuple(2 * x for x in a.tolerances))
+    assert max(float(x.max()) for x in b.tolerances) > 0
+    for frame in clip[1:]:
+        a, found = once.step(kernel, a, frame)
+        b, expected = twice.step(kernel, b, frame)
+        assert np.array_equal(expected, found)

@@ -172,11 +172,23 @@ class Contest:
             clip, [jax.device_get(self.detect(self._dense(params, frame))) for frame in shown]
         )
 
-    def run(self, clip: Clip, scheme: str | VideoFunction, theta: float) -> Found:
-        """A scheme over a clip; theta is of 255."""
+    def run(
+        self, clip: Clip, scheme: str | VideoFunction, theta: float, *, scale: float = 1.0
+    ) -> Found:
+        """A scheme over a clip.
+
+        Args:
+          clip: What to run it over.
+          scheme: One of `schemes`, or another one.
+          theta: Of 255.
+          scale: What all truncations of the transformation are multiplied by.
+        """
         video = self.schemes[scheme] if isinstance(scheme, str) else scheme
         params, step = self.detector.params, self._step(video)
         state, outputs = video.init(params, clip.frames[0])
+        if scale != 1:
+            scaled = tuple(scale * tolerance for tolerance in state.tolerances)
+            state = dataclasses.replace(state, tolerances=scaled)
         parts, macs, changed = [jax.device_get(self.detect(outputs))], [], []
         name = scheme if isinstance(scheme, str) else "tuned"
         what = f"{clip.name}, {name}, theta {theta:g}"

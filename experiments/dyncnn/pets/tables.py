@@ -60,14 +60,14 @@ def _videos(result: dict[str, Any]) -> list[Table]:
 
 def _tuned(result: dict[str, Any]) -> list[Table]:
     keys = ("macs", "macs_held_out", "ap50", "ap50_held_out", "score_agreement")
-    table = Table("setting", *keys, title="PETS, all frames and those not tuned on")
+    table = Table("video", "setting", *keys, title="all frames, and those not tuned on")
     for row in result["rows"]:
         scales = [100 if key.startswith("macs") else 1 for key in keys]
         found = [
             f"{scale * row[key]:.2f}" if key in row else "-"
             for key, scale in zip(keys, scales, strict=True)
         ]
-        table.add_row(row["name"], *found)
+        table.add_row(row["video"], row["name"], *found)
     return [table]
 
 

@@ -1,5 +1,6 @@
 """Theta and a truncation for each layer, tuned on some frames and judged on others."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -10,17 +11,18 @@ from matplotlib.figure import Figure
 
 import dynvid
 from dynvid.incremental.tune import Trial, Tuning, tune
-from dynvid.metrics.pseudo_ground_truth import GroundTruth
 from dynvid.models.detection import Detections
+from dynvid.types import VideoFunction
 from experiments.dyncnn.pets.evaluate import (
     TRUNCATION,
     Contest,
     Detector,
+    Found,
     drawn_truth,
     judge,
     score_agreement,
 )
-from experiments.dyncnn.pets.videos import pets
+from experiments.dyncnn.pets.videos import Clip, pets, tud
 from experiments.incremental_speed.run import console
 
 CALIBRATION = 50
@@ -32,10 +34,13 @@ THRESHOLDS = (10, 15, 20)
 TRUNCATIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 2.8)
 """To choose from, relative to a layer's root mean square."""
 
+SCALES = (1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.45, 1.5)
+"""What all truncations together may be multiplied by in the end."""
+
 LOSS = 0.2
 """Points of AP50 that may be lost against the boxes drawn on the calibration frames."""
 
-TRIALS = 192
+TRIALS = 256
 """How many settings are tried."""
 
 SETTINGS = pathlib.Path(__file__).parent / "settings.json"
@@ -61,8 +66,9 @@ class Calibration:
       aps: Person AP50 of each trial against the drawn boxes, in the order of the trials.
     """
 
-    def __init__(self, detector: Detector, frames: list[np.ndarray], truth: GroundTruth, scale):
-        self.detector, self.frames, self.truth, self.scale = detector, frames, truth, scale
+    def __init__(self, detector: Detector, clip: Clip):
+        self.detector, self.clip = detector, clip
+        self.truth = drawn_truth(clip)
         self.aps: list[float] = []
 
     def fn(self, params: Any, frames: jax.Array) -> tuple[Detections, jax.Array]:
@@ -73,7 +79,7 @@ class Calibration:
     def metric(self, expected: Any, found: Any) -> float:
         """The agreement of the score maps with dense."""
         detections = Detections(*(x[:, 0] for x in found[0]))
-        detections = detections._replace(boxes=detections.boxes * self.scale)
+        detections = detections._replace(boxes=detections.boxes * self.clip.scale)
         self.aps.append(judge(detections, self.truth)["person"]["ap50"])
         return score_agreement(expected[1], found[1])
 
@@ -81,121 +87,164 @@ class Calibration:
         """Tunes on the frames."""
         self.aps = []
         return tune(
-            self.fn, self.detector.params, self.frames, target=target, metric=self.metric,
+            self.fn, self.detector.params, self.clip.frames, target=target, metric=self.metric,
             thresholds=thresholds, truncations=TRUNCATIONS, trials=trials,
         )  # fmt: skip
 
 
-def choose_target(walk: list[tuple[Trial, float]]) -> tuple[float, float]:
-    """The agreement to tune for: one step before average precision falls for good.
+def choose_targets(walk: list[tuple[Trial, float]]) -> tuple[float, float]:
+    """The agreements to tune for, from what average precision does on the calibration frames.
 
     On so few frames AP50 scatters by more than a point between settings that agree with dense
-    equally well, so that the first loss says little; the step back is the margin.
+    equally well. So two are taken: where it first falls by more than `LOSS`, and where it falls for
+    good, each with the step before it as a margin.
 
     Args:
       walk: One truncation for all layers, rising, with AP50; the exact setting first.
 
     Returns:
-      The truncation and the agreement.
+      The agreement before the first loss, and the one a step before the last setting without.
     """
-    dense = walk[0][1]
-    last = max(i for i, (_, ap) in enumerate(walk) if ap >= dense - LOSS)
-    trial, _ = walk[max(last - 1, 0)]
-    return max(trial.truncation.values(), default=0.0), trial.agreement
+    kept = [ap >= walk[0][1] - LOSS for _, ap in walk]
+    first = kept.index(False) - 1 if False in kept else len(kept) - 1
+    last = max(i for i, fine in enumerate(kept) if fine)
+    return tuple(walk[i][0].agreement for i in (first, max(last - 1, 0)))  # type: ignore[return-value]
+
+
+def choose_scale(
+    contest: Contest, clip: Clip, dense: Found, video: VideoFunction, target: float
+) -> tuple[float, float, list[dict[str, float]]]:
+    """Theta, and a factor for all truncations, that take least work and reach the target.
+
+    Returns:
+      Both, and all that was tried.
+    """
+    tried = []
+    for theta in THRESHOLDS:
+        for scale in SCALES:
+            found = contest.run(clip, video, theta, scale=scale)
+            near = score_agreement(dense.scores[..., 0], found.scores[..., 0])
+            row = {"threshold": float(theta), "scale": scale, "agreement": near}
+            tried.append(row | {"macs": float(np.mean(found.macs))})
+    reached = [row for row in tried if row["agreement"] >= target] or tried[:1]
+    best = min(reached, key=lambda row: row["macs"])
+    return best["threshold"], best["scale"], tried
 
 
 def measure(contest: Contest, folder: pathlib.Path) -> dict[str, Any]:
     """Tunes, and judges on all frames and on those that were held out."""
     detector = contest.detector
     clip = pets(detector.size)
-    truth = drawn_truth(clip)
-    first = GroundTruth(*(np.asarray(x)[:CALIBRATION] for x in truth))
-    calibration = Calibration(detector, clip.frames[:CALIBRATION], first, clip.scale)
+    early = dataclasses.replace(
+        clip, frames=clip.frames[:CALIBRATION], truth=(clip.truth or [])[:CALIBRATION]
+    )
+    calibration = Calibration(detector, early)
 
     walk = calibration.tune(-100.0, (15,), 1 + len(TRUNCATIONS))
     uniform = list(zip(walk.curve, calibration.aps, strict=True))
-    truncation, target = choose_target(uniform)
-    console.print(f"one truncation for all: {truncation}, agreement {target:.2f}%")
-    tuning = calibration.tune(target, THRESHOLDS, TRIALS)
+    cautious, target = choose_targets(uniform)
+    console.print(f"tuning the layers for an agreement of {cautious:.2f}%")
+    tuning = calibration.tune(cautious, THRESHOLDS, TRIALS)
     tried = list(zip(tuning.curve, calibration.aps, strict=True))
+    shape = dynvid.incremental(detector.fn, truncation=tuning.truncation)
+    console.print(f"scaling all of them for an agreement of {target:.2f}%")
+    theta, scale, scaled = choose_scale(contest, early, contest.dense(early), shape, target)
     settings = {
         "detector": detector.name,
         "name": f"tuned on the first {CALIBRATION} frames of PETS",
-        "threshold": tuning.threshold,
-        "truncation": dict(tuning.truncation),
+        "threshold": theta,
+        "truncation": {name: round(scale * tau, 4) for name, tau in tuning.truncation.items()},
     }
     SETTINGS.write_text(json.dumps(settings, indent=1) + "\n")
 
-    dense = contest.dense(clip)
-    held_out = slice(CALIBRATION, None)
     rows: list[dict[str, Any]] = []
+    one = dynvid.incremental(detector.fn, truncation=1.0)
+    for video in (clip, tud(detector.size)):
+        dense, truth = contest.dense(video), drawn_truth(video)
+        held_out = slice(CALIBRATION if video is clip else 0, None)
 
-    def add(name: str, found: Any) -> None:
-        rows.append(
-            {
-                "name": name,
-                "ap50": judge(found.detections, truth)["person"]["ap50"],
-                "ap50_held_out": judge(found.detections, truth, held_out)["person"]["ap50"],
-                "score_agreement": score_agreement(dense.scores[..., 0], found.scores[..., 0]),
-            }
-        )
-        if found is not dense:
-            rows[-1]["macs"] = float(np.mean(found.macs))
-            rows[-1]["macs_held_out"] = float(np.mean(found.macs[CALIBRATION - 1 :]))
+        def add(name: str, found: Found, *, video=video, dense=dense, truth=truth, part=held_out):
+            entry: dict[str, Any] = {"video": video.name, "name": name}
+            entry["ap50"] = judge(found.detections, truth)["person"]["ap50"]
+            entry["ap50_held_out"] = judge(found.detections, truth, part)["person"]["ap50"]
+            entry["score_agreement"] = score_agreement(dense.scores[..., 0], found.scores[..., 0])
+            if found is not dense:
+                entry["macs"] = float(np.mean(found.macs))
+                entry["macs_held_out"] = float(np.mean(found.macs[max(part.start - 1, 0) :]))
+            rows.append(entry)
 
-    add("dense", dense)
-    add("continuous, theta 20", contest.run(clip, "continuous", 20))
-    for tau in dict.fromkeys((TRUNCATION, truncation)):
-        video = dynvid.incremental(detector.fn, truncation=tau)
-        add(f"{tau} in all layers, theta 15", contest.run(clip, video, 15))
-    video = dynvid.incremental(detector.fn, truncation=settings["truncation"])
-    add(f"tuned, theta {tuning.threshold:g}", contest.run(clip, video, tuning.threshold))
-
-    def summary(pairs: list[tuple[Trial, float]]) -> list[dict[str, float | bool]]:
-        return [
-            {
-                "threshold": trial.threshold,
-                "agreement": trial.agreement,
-                "macs": trial.mac_fraction,
-                "ap50": ap,
-                "accepted": trial.accepted,
-            }
-            for trial, ap in pairs
-        ]
+        add("dense", dense)
+        add("continuous, theta 20", contest.run(video, "continuous", 20))
+        for tau in (0.7, 0.85, 1.0, 1.1):
+            add(f"{tau} everywhere, theta 15", contest.run(video, one, 15, scale=tau))
+        for factor in sorted({*SCALES[::2], scale}):
+            what = f"tuned, x{factor:g}, theta {theta:g}"
+            chosen = ", chosen" if factor == scale else ""
+            add(what + chosen, contest.run(video, shape, theta, scale=factor))
 
     result = {
         "calibration_frames": CALIBRATION,
+        "cautious_target": cautious,
         "target": target,
         "settings": settings,
+        "scale": scale,
         "rows": rows,
-        "uniform": summary(uniform),
-        "tried": summary(tried),
+        "uniform": _summary(uniform),
+        "tried": _summary(tried),
+        "scaled": scaled,
     }
     _plot(result, folder / "tuned.png")
     return result
 
 
+def _summary(pairs: list[tuple[Trial, float]]) -> list[dict[str, float | bool]]:
+    return [
+        {
+            "threshold": trial.threshold,
+            "agreement": trial.agreement,
+            "macs": trial.mac_fraction,
+            "ap50": ap,
+            "accepted": trial.accepted,
+        }
+        for trial, ap in pairs
+    ]
+
+
 def _plot(result: dict[str, Any], path: pathlib.Path) -> None:
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    tried = result["tried"]
+    def draw(axes: Any, rows: list[dict[str, Any]], key: str, style: str, label: str) -> None:
+        macs = [100 * row["macs" if key != "ap50_held_out" else "macs_held_out"] for row in rows]
+        axes.plot(macs, [row[key] for row in rows], style, label=label, markersize=4)
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    tried, uniform = result["tried"], result["uniform"][1:]
     accepted = [trial for trial in tried if trial["accepted"]]
-    for axes, key in ((left, "agreement"), (right, "ap50")):
+    for axes, key in ((left, "agreement"), (middle, "ap50")):
+        axes.plot([100 * t["macs"] for t in tried], [t[key] for t in tried], ".", color="silver")
+        draw(axes, uniform, key, "s--", "one for all layers")
+        draw(axes, accepted, key, "o-", "by layer, accepted")
+    theta = result["settings"]["threshold"]
+    scaled = [row for row in result["scaled"] if row["threshold"] == theta]
+    draw(left, scaled, "agreement", "v-", f"by layer, scaled, theta {theta:g}")
+    for target in (result["cautious_target"], result["target"]):
+        left.axhline(target, color="grey", linewidth=1)
+    middle.axhline(result["uniform"][0]["ap50"], color="grey", linewidth=1)
 
-        def column(trials: list[dict[str, Any]], name: str) -> list[float]:
-            return [100 * trial[name] if name == "macs" else trial[name] for trial in trials]
-
-        axes.plot(column(tried, "macs"), column(tried, key), ".", color="silver", label="tried")
-        axes.plot(column(accepted, "macs"), column(accepted, key), "o-", label="accepted")
-        one = result["uniform"][1:]
-        axes.plot(column(one, "macs"), column(one, key), "s--", label="one for all", markersize=4)
-        axes.set(xlabel="multiply-accumulates, % of dense", xlim=(8, 30))
+    rows = [row for row in result["rows"] if row["video"] == "PETS"]
+    draw(right, [r for r in rows if "everywhere" in r["name"]], "ap50_held_out", "s--", "")
+    draw(right, [r for r in rows if "tuned" in r["name"]], "ap50_held_out", "v-", "")
+    chosen = [r for r in rows if "chosen" in r["name"]]
+    draw(right, chosen, "ap50_held_out", "r*", "chosen")
+    right.axhline(rows[0]["ap50_held_out"], color="grey", linewidth=1)
+    dense = result["uniform"][0]["ap50"]
+    left.set(title="calibration frames", ylabel="agreement of score maps, %", ylim=(70, 95))
+    middle.set(title="calibration frames", ylabel="person AP50, %", ylim=(dense - 8, dense + 3))
+    right.set(title="held-out frames", ylabel="person AP50, %")
+    for axes in (left, middle, right):
+        axes.set_xlabel("multiply-accumulates, % of dense")
         axes.grid(alpha=0.3)
-    left.axhline(result["target"], color="grey", linewidth=1, label="target")
-    left.set(ylabel="agreement of score maps, %", ylim=(result["target"] - 15, 100))
-    right.axhline(result["uniform"][0]["ap50"], color="grey", linewidth=1, label="dense")
-    right.set(ylabel="person AP50 on the calibration frames, %")
-    low = result["uniform"][0]["ap50"]
-    right.set_ylim(low - 8, low + 3)
-    left.legend(fontsize=8)
+    for axes in (left, middle):
+        axes.set_xlim(8, 30)
+    left.legend(fontsize=8, loc="lower right")
+    right.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=90)
