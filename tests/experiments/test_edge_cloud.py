@@ -32,7 +32,7 @@ from experiments.ifmdc.edge_cloud.models import Scene, load
 from experiments.ifmdc.edge_cloud.network import decoder, split_network
 from experiments.ifmdc.edge_cloud.wire import Answer, Connection, Kind, WireError
 
-PATIENCE = 240.0  # seconds until a test that hangs fails
+PATIENCE = 120.0  # seconds until a test that hangs fails
 ROOT = pathlib.Path(__file__).parents[2]
 # Powers of two all over: the codec's arithmetic is exact.
 SETTINGS = Settings(low=0.0, high=64.0, levels=9, group_of_pictures=5)
@@ -574,12 +574,20 @@ def test_the_report_is_whole_and_readable(small, tmp_path):
     json.dumps(nothing, allow_nan=False)
 
 
+# What a shell starts in the background ignores SIGINT, and so would its children.
+START = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("experiments.ifmdc.edge_cloud", run_name="__main__")
+"""
+
+
 class Process:
     """One side as a process; its lines as they come."""
 
     def __init__(self, *arguments):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.ifmdc.edge_cloud", *map(str, arguments)],
+            [sys.executable, "-c", START, *map(str, arguments)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
