@@ -232,8 +232,8 @@ CASES = {
 }
 
 
-def main(names):
-    path = HERE / "results.json"
+def main(names, cases, path):
+    """Runs cases by name, all where none is named, and keeps their figures in a JSON file."""
     results = json.loads(path.read_text()) if path.exists() else {}
     results["machine"] = {
         "processor": platform.processor() or platform.machine(),
@@ -241,9 +241,9 @@ def main(names):
         "jax": jax.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
-    for name in names or CASES:
-        console.print(f"[bold]{CASES[name].__doc__}")
-        results[name] = CASES[name]()
+    for name in names or cases:
+        console.print(f"[bold]{cases[name].__doc__}")
+        results[name] = cases[name]()
         console.print_json(data=results[name])
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(results, indent=2) + "\n")
@@ -251,4 +251,4 @@ def main(names):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:], CASES, HERE / "results.json")

@@ -12,16 +12,13 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import pathlib
-import platform
 import sys
 import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import onnxruntime
 from flax import nnx
 from rich.progress import track
 
@@ -33,7 +30,7 @@ from dynvid.ops.masks import stencil
 from dynvid.systems.dyncnn import dyncnn
 from dynvid.video.synthetic import render, synthetic_scene
 from dynvid.weights.yolov5 import load_yolov5
-from experiments.incremental_speed.run import DATA, Onnx, clock, console, pets, unit
+from experiments.incremental_speed.run import DATA, Onnx, clock, console, main, pets, unit
 from experiments.incremental_speed.to_onnx import export
 
 HERE = pathlib.Path(__file__).parent
@@ -207,23 +204,5 @@ def yolov5n():
 CASES = {f.__name__: f for f in (ssd512, groups, still, visits, yolov5n)}
 
 
-def main(names):
-    path = HERE / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results["machine"] = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
-    for name in names or CASES:
-        console.print(f"[bold]{CASES[name].__doc__}")
-        results[name] = CASES[name]()
-        console.print_json(data=results[name])
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
-        temporary.rename(path)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:], CASES, HERE / "results.json")
