@@ -90,24 +90,31 @@ def incremental(
         params: Params, state: State, frames: jax.Array, mask: jax.Array | None = None
     ) -> tuple[State, Any]:
         old = state.reference
-        if frames.shape != old.shape or frames.dtype != old.dtype:
-            raise ValueError(
-                f"frames must be as in the state, {old.dtype}{list(old.shape)}; "
-                f"got {frames.dtype}{list(frames.shape)}"
-            )
-        if mask is None:
+        check_step(frames, old, mask)
+        changed = mask
+        if changed is None:
             changed = changed_pixels(frames, old, threshold=threshold, channels=channels)
-        elif mask.shape != old.shape[:3] or mask.dtype != jnp.bool_:
-            raise ValueError(
-                f"mask must be bool{list(old.shape[:3])}; got {mask.dtype}{list(mask.shape)}"
-            )
-        else:
-            changed = mask
         runner = Runner(plan(params, old), params)
         state = runner.step(state, frames, changed, composite=reference == "last_used")
         return state, runner.outputs()
 
     return VideoFunction(init=init, step=step)
+
+
+def check_step(frames: jax.Array, reference: jax.Array, mask: jax.Array | None) -> None:
+    """Checks the frames of a step against what they are compared with, and a mask given for them.
+
+    Raises:
+      ValueError: Where a shape or dtype is another.
+    """
+    shape = reference.shape
+    if frames.shape != shape or frames.dtype != reference.dtype:
+        raise ValueError(
+            f"frames must be as in the state, {reference.dtype}{list(shape)}; "
+            f"got {frames.dtype}{list(frames.shape)}"
+        )
+    if mask is not None and (mask.shape != shape[:3] or mask.dtype != jnp.bool_):
+        raise ValueError(f"mask must be bool{list(shape[:3])}; got {mask.dtype}{list(mask.shape)}")
 
 
 def plan_for(

@@ -254,7 +254,7 @@ class _Search:
         self.try_all([_Setting(middle, (i,) * count) for i in levels])
         assert self.best is not None
         best = max(self.best.levels)
-        near = [i for i in (best, best + 1, best - 1) if i in levels] or [0]
+        near = [i for i in (best, best + 1, best - 1) if i in levels]
         self.try_all([_Setting(t, (i,) * count) for i in near for t in thresholds])
 
     def trade(self) -> bool:

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dynvid.incremental.execute import Halo, interior
 from dynvid.incremental.plan import Plan
+from dynvid.incremental.program import widest
 from dynvid.incremental.rules import Window, mask_through
 from dynvid.incremental.trace import Node, Value
-from dynvid.incremental.transform import plan_for
+from dynvid.incremental.transform import check_step, plan_for
 from dynvid.ops import cells, sparse_conv
 from dynvid.ops.difference import Channels
 from dynvid.systems.dyncnn.groups import Group, Pair, check_cell, find_groups
@@ -30,9 +32,6 @@ from dynvid.systems.dyncnn.layers import (
     to_strip,
 )
 from dynvid.types import Params, VideoFunction, Work
-
-Halo = tuple[Pair, Pair]
-"""How many rows and columns of zeros surround a map: `((above, left), (below, right))`."""
 
 
 @functools.partial(
@@ -62,14 +61,9 @@ class State:
     def maps(self) -> dict[str, jax.Array]:
         """The feature maps by name, `(streams, h, w, C)` whatever the network's own axis order."""
         return {
-            name: _interior(stored, halo)
+            name: interior(stored, halo)
             for name, stored, halo in zip(self.names, self.stored, self.halos, strict=True)
         }
-
-
-def _interior(stored: jax.Array, halo: Halo) -> jax.Array:
-    (above, left), (below, right) = halo
-    return stored[:, above : stored.shape[1] - below, left : stored.shape[2] - right]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +105,7 @@ class _Network:
         for i, unit in enumerate(units):
             source = self.results.get(unit.convolutions[0].source)
             if source is not None:
-                own[source] = _widest(own[source], self.reaches[i])
+                own[source] = widest(own[source], self.reaches[i])
         self.halos = tuple(own)
         self.rest_macs = plan.dense_macs - sum(unit.macs for unit in units)
 
@@ -121,14 +115,6 @@ def _reach(window: Window, size: Pair) -> Halo:
     low = [max(0, -int(region.starts.min())) for region in window]
     ends = [int(region.starts.max()) + region.size for region in window]
     return (low[0], low[1]), (max(0, ends[0] - size[0]), max(0, ends[1] - size[1]))
-
-
-def _widest(a: Halo, b: Halo) -> Halo:
-    (above, left), (below, right) = a
-    return (
-        (max(above, b[0][0]), max(left, b[0][1])),
-        (max(below, b[1][0]), max(right, b[1][1])),
-    )
 
 
 class _Walk:
@@ -172,7 +158,7 @@ class _Walk:
                 self.stored[i] = unit(i)
                 value = self.network.units[i].convolutions[-1].result
                 order = plan.layouts[value].order(value.ndim)
-                inside = _interior(self.stored[i], self.network.halos[i])
+                inside = interior(self.stored[i], self.network.halos[i])
                 self.values[value] = jnp.transpose(inside, [order.index(a) for a in range(4)])
             else:
                 made = node.bind(*map(self.read, node.inputs))
@@ -201,7 +187,7 @@ class _Walk:
     def on_frame(self, i: int) -> jax.Array:
         """A unit's map, computed densely."""
         low, high = self.network.halos[i]
-        x = _interior(*self.source(i))
+        x = interior(*self.source(i))
         for convolution, weights in zip(
             self.network.units[i].convolutions, self.weights(i), strict=True
         ):
@@ -500,19 +486,10 @@ def dyncnn(
         params: Params, state: State, frames: jax.Array, mask: jax.Array | None = None
     ) -> tuple[State, Any]:
         old = state.reference
-        if frames.shape != old.shape or frames.dtype != old.dtype:
-            raise ValueError(
-                f"frames must be as in the state, {old.dtype}{list(old.shape)}; "
-                f"got {frames.dtype}{list(frames.shape)}"
-            )
-        if mask is None:
+        check_step(frames, old, mask)
+        changed = mask
+        if changed is None:
             changed = comparison(frames, old, threshold=threshold, channels=channels)
-        elif mask.shape != old.shape[:3] or mask.dtype != jnp.bool_:
-            raise ValueError(
-                f"mask must be bool{list(old.shape[:3])}; got {mask.dtype}{list(mask.shape)}"
-            )
-        else:
-            changed = mask
         new = jnp.where(changed[..., None], frames, old) if reference == "last_used" else frames
         cut = network(params, old)
         walk = _Step(cut, params, new if inputs == "composite" else frames, changed)

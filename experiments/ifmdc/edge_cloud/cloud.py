@@ -12,12 +12,11 @@ import numpy as np
 
 from dynvid.coding.container import BitstreamReader
 from dynvid.coding.errors import BitstreamError
-from dynvid.systems.ifmdc import Symbols
+from dynvid.systems.ifmdc import Symbols, settings_of
 from experiments.ifmdc.edge_cloud.network import (
     SplitNetwork,
     decoder,
     differences,
-    settings_of,
 )
 from experiments.ifmdc.edge_cloud.wire import (
     Answer,
@@ -160,7 +159,7 @@ class Cloud:
         try:
             init, decode = decoder(settings_of(header))
         except ValueError as error:
-            raise _RefusedError(printable(f"the header makes no sense: {error}")) from error
+            raise _RefusedError(printable(str(error))) from error
         # Compiled before the edge is let in: its first frame is not to wait for that.
         state = init(header.shape)
         still = jnp.zeros(header.shape, jnp.int16)

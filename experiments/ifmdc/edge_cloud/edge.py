@@ -17,8 +17,8 @@ import numpy as np
 import dynvid
 from dynvid.coding.container import BitstreamWriter, Stage
 from dynvid.coding.errors import BitstreamError
-from dynvid.systems.ifmdc import CodecState, Settings, Symbols, clip_range, ifmdc
-from experiments.ifmdc.edge_cloud.network import SplitNetwork, header_of
+from dynvid.systems.ifmdc import CodecState, Settings, Symbols, clip_range, header_of, ifmdc
+from experiments.ifmdc.edge_cloud.network import SplitNetwork
 from experiments.ifmdc.edge_cloud.wire import (
     Answer,
     Connection,
@@ -226,7 +226,7 @@ class Edge:
     ):
         self._network = network
         self._encoder = encoder
-        self._header = header_of(network, settings, stage=stage)
+        self._header = header_of(settings, shape=network.feature.shape, stage=stage)
         self._most_waiting = waiting
         self._window = window
         self._timeout = timeout

@@ -13,7 +13,6 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 import dynvid
-from dynvid.coding.container import Header, Stage
 from dynvid.incremental.split import Features
 from dynvid.incremental.trace import Value, trace
 from dynvid.models.detection import Detections
@@ -137,38 +136,6 @@ def differences(own: dict[str, str], other: dict[str, Any]) -> str | None:
             f"{own['jax']} here)"
         )
     return None
-
-
-def header_of(network: SplitNetwork, settings: Settings, *, stage: Stage) -> Header:
-    """The header of a bitstream of the network's feature maps."""
-    return Header(
-        shape=network.feature.shape,
-        low=settings.low,
-        high=settings.high,
-        levels=settings.levels,
-        key_levels=settings.labels_of_key,
-        group_of_pictures=settings.group_of_pictures,
-        residual_divisor=settings.residual_divisor,
-        scan=settings.scan,
-        stage=stage,
-    )
-
-
-def settings_of(header: Header) -> Settings:
-    """What a decoder has to know of the encoder's settings.
-
-    Raises:
-      ValueError: no encoder has such settings.
-    """
-    return Settings(
-        low=header.low,
-        high=header.high,
-        levels=header.levels,
-        key_levels=header.key_levels,
-        group_of_pictures=header.group_of_pictures,
-        residual_divisor=header.residual_divisor,
-        scan=header.scan,
-    )
 
 
 def _with_names(fn: Callable[[Params, Frames], Output]) -> Callable[[Params, Frames], Output]:
