@@ -23,7 +23,7 @@ Halo = tuple[tuple[int, int], tuple[int, int]]
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["frames", "caches", "tolerances", "weights", "work"],
+    data_fields=["frames", "caches", "tolerances", "weights", "work", "changes"],
     meta_fields=["names", "halos", "layouts"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,10 @@ class State:
       tolerances: The truncation of each cache in its own unit, `float32[streams]`.
       weights: Kernels in the form that the cells read, made once from the parameters.
       work: What the last step executed.
+      changes: Where each leaf of the output may differ from what it was before the last step, in
+        the order of `jax.tree.leaves`: `bool[streams, h, w]` for maps, whatever the model's own
+        axis order, `bool[streams]` for everything else. All True after `init`; all False after
+        every step for what does not depend on the frames.
       names: The unit that each cache belongs to.
       halos: The halo of the frames and of each cache, None for vectors.
       layouts: The model's own axis order of each cached map, None for vectors.
@@ -46,6 +50,7 @@ class State:
     tolerances: tuple[jax.Array, ...]
     weights: tuple[jax.Array, ...]
     work: Work
+    changes: tuple[jax.Array, ...]
     names: tuple[str, ...]
     halos: tuple[Halo | None, ...]
     layouts: tuple[Layout | None, ...]
@@ -260,6 +265,16 @@ class Runner:
         self.change[value] = mask
         return mask
 
+    def _output_mask(self, value: Value) -> jax.Array:
+        return self.mask(value) if value.dynamic else jnp.zeros(self._mask_shape(value), bool)
+
+    def _mask_shape(self, value: Value) -> tuple[int, ...]:
+        """`(S, h, w)` of a map, `(S,)` of everything else."""
+        layout = self.plan.layouts.get(value)
+        if layout is None:
+            return (self.count,)
+        return self.count, value.shape[layout.row], value.shape[layout.column]
+
     # Programs.
 
     def _run(self, part: Program, stream, index, *, dense: bool) -> list[jax.Array]:
@@ -334,6 +349,7 @@ class Runner:
             tolerances=tuple(tolerances),
             weights=self._prepare(),
             work=work,
+            changes=tuple(jnp.ones(self._mask_shape(v), bool) for v in plan.graph.outputs),
             names=tuple(names),
             halos=tuple(plan.halos.get(v) for v in (plan.graph.frames, *plan.kept)),
             layouts=tuple(plan.layouts.get(v) for v in (plan.graph.frames, *plan.kept)),
@@ -388,7 +404,13 @@ class Runner:
             cells=jnp.array(active, jnp.int32) if active else jnp.zeros(0, jnp.int32),
             dense=jnp.array(dense, bool) if dense else jnp.zeros(0, bool),
         )
-        return dataclasses.replace(state, frames=self.frames, caches=tuple(self.caches), work=work)
+        return dataclasses.replace(
+            state,
+            frames=self.frames,
+            caches=tuple(self.caches),
+            work=work,
+            changes=tuple(map(self._output_mask, plan.graph.outputs)),
+        )
 
     def _segment(self, segment: Segment) -> tuple[jax.Array, jax.Array]:
         """Runs a segment; returns active cells by stream, and whether it ran on whole frames."""

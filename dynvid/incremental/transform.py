@@ -47,7 +47,8 @@ def incremental(
       A `VideoFunction`: `init(params, frames)`, dense, and `step(params, state, frames, mask=None)`
       where a mask `bool[streams, H, W]` replaces the frame difference. Both are jitted; wrap them
       in `jax.jit(..., donate_argnums=1)` so that caches are updated in place. The parameters must
-      be those of `init`.
+      be those of `init`. `state.work` says what a step executed, and `state.changes` where each
+      leaf of the output may have changed, so that nobody need compare it with the one before.
 
     Raises:
       ValueError: For options outside their range; by `init` and `step` for frames of another rank,
@@ -55,7 +56,10 @@ def incremental(
 
     Exact when all truncation is zero: the output is `fn(params, state.reference)`, bit for bit on
     integer-valued networks and within rounding on others. Approximate where it is not: each cache
-    is within its truncation of its layer applied to the cached inputs, at every frame.
+    is within its truncation of its layer applied to the cached inputs, at every frame. Outside of
+    `state.changes` an output is exactly what it was, on integer-valued networks; on others within
+    rounding, as cells are computed whole. With `reference="previous"` and a threshold or a mask,
+    what changed unmarked may come along with its neighbours.
 
     >>> blur = lambda kernel, x: jax.lax.conv_general_dilated(
     ...     x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -63,8 +67,8 @@ def incremental(
     >>> state, out = video.init(jnp.ones((3, 3, 1, 1)), jnp.zeros((1, 32, 32, 1)))
     >>> state, out = video.step(
     ...     jnp.ones((3, 3, 1, 1)), state, jnp.zeros((1, 32, 32, 1)).at[0, 8, 8].set(1.0))
-    >>> out.sum().item(), state.work.mac_fraction.item() < 0.1
-    (9.0, True)
+    >>> out.sum().item(), state.work.mac_fraction.item() < 0.1, state.changes[0].sum().item()
+    (9.0, True, 9)
     """
     if not threshold >= 0:
         raise ValueError(f"threshold must be a number of at least 0; got {threshold!r}")
@@ -149,7 +153,7 @@ def map_caches(
       The state with the transformed maps. The reference frames stay as they are: pass the
       positions that are no longer right as `mask` to the next step, of a function made with
       `reference="previous"`, so that what it computes again reads the new frame beside the mask
-      too.
+      too. The `changes` of that step are against the transformed maps.
 
     Raises:
       ValueError: Where `transform` changes a shape.

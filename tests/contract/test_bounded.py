@@ -10,6 +10,7 @@ import pytest
 import dynvid
 from dynvid.incremental.transform import plan_for
 from tests.contract.caches import excesses
+from tests.contract.changes import Watch
 from tests.contract.rounding import rounding_bounds
 from tests.contract.zoo import BY_NAME, clip, conv
 
@@ -22,12 +23,15 @@ def test_caches_stay_within_their_tolerance(name):
     params = network.params(integer=True)
     frames = clip(network, integer=True)
     video = dynvid.incremental(network.fn, truncation=0.7, threshold=2)
-    excess = excesses(plan_for(network.fn, params, frames[0], truncation=0.7))
-    state, _ = video.init(params, frames[0])
+    plan = plan_for(network.fn, params, frames[0], truncation=0.7)
+    excess = excesses(plan)
+    state, out = video.init(params, frames[0])
+    watch = Watch(plan, out, state)
     dense = jax.jit(network.fn)
     truncated = False
     for frame in frames[1:]:
         state, out = video.step(params, state, frame)
+        watch(out, state)
         # Integers are exact: the distance is below the tolerance, or the values are equal.
         assert excess(params, state).max() < 0
         exact = dense(params, state.reference)

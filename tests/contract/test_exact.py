@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 import dynvid
+from dynvid.incremental.transform import plan_for
+from tests.contract.changes import Watch
 from tests.contract.rounding import rounding_bounds
 from tests.contract.zoo import BY_NAME, ZOO, Network, clip
 
@@ -45,7 +47,14 @@ def ids(network: Network) -> str:
 
 @pytest.mark.parametrize("network", [n for n in ZOO if n.integer], ids=ids)
 def test_integer_networks_are_exact_bit_for_bit(network):
+    watch = None
+
     def check(frame, state, out, expected):
+        nonlocal watch
+        if watch is None:
+            watch = Watch(plan_for(network.fn, network.params(integer=True), frame), out, state)
+        else:
+            watch(out, state)
         # With a threshold of zero, nothing but the new frame is a good reference.
         np.testing.assert_array_equal(state.reference, frame, strict=True)
         assert_identical(out, expected)

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 import dynvid
+from dynvid.incremental.transform import plan_for
+from tests.contract.changes import Watch
 from tests.contract.test_exact import assert_identical
 from tests.contract.zoo import act, conv
 
@@ -171,6 +173,7 @@ def test_networks_made_up_at_random_are_exact(network, seed, cell):
     dense = jax.jit(fn)
     state, out = video.init(params, frames)
     assert_identical(out, dense(params, frames))
+    watch = Watch(plan_for(fn, params, frames, cell=cell), out, state)
     for share in (0.005, 0.05, 0.0, 0.3, 0.01, 1.0, 0.02):
         # A few pixels of one stream, a few rectangles of the other.
         mask = rng.random(frame[:3]) < share
@@ -181,3 +184,4 @@ def test_networks_made_up_at_random_are_exact(network, seed, cell):
         frames = np.where(mask[..., None], rng.integers(0, 8, frame), frames).astype(np.float32)
         state, out = video.step(params, state, frames)
         assert_identical(out, dense(params, frames))
+        watch(out, state)
