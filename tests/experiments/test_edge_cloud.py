@@ -16,18 +16,21 @@ import sys
 import threading
 import weakref
 
+import imageio.v3 as iio
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 
+import dynvid
 from dynvid.models.detection import Detections
 from dynvid.systems.ifmdc import Settings, ifmdc
 from experiments.ifmdc.edge_cloud import __main__ as command
 from experiments.ifmdc.edge_cloud import report
 from experiments.ifmdc.edge_cloud.cloud import Cloud
-from experiments.ifmdc.edge_cloud.edge import Edge, EdgeError, Encoder
+from experiments.ifmdc.edge_cloud.edge import Edge, EdgeError, Encoder, Result, Seconds
+from experiments.ifmdc.edge_cloud.judge import drawn_boxes, judge
 from experiments.ifmdc.edge_cloud.models import Scene, load
 from experiments.ifmdc.edge_cloud.network import decoder, split_network
 from experiments.ifmdc.edge_cloud.wire import Answer, Connection, Kind, WireError
@@ -83,11 +86,16 @@ def reference(net, settings):
     return jax.jit(net.front), jax.jit(ifmdc(settings).encode)
 
 
+@functools.cache
+def incremental_front(net):
+    return dynvid.incremental(net.front)
+
+
 def expected(net, settings, frames, results, *, incremental=False):
     """back(decode(encode(front(x)))) of every result, computed here, connection by connection."""
     init, decode_symbols = decoder(settings)
     front, encode = reference(net, settings)
-    old = None
+    video = incremental_front(net) if incremental else None
     for connection in sorted({r.connection for r in results}):
         own = [r for r in results if r.connection == connection]
         # In order from the first on: none is missing in between.
@@ -97,11 +105,17 @@ def expected(net, settings, frames, results, *, incremental=False):
         ]
         near, far = init(net.feature.shape), init(net.feature.shape)
         for result in own:
-            feature = front(net.params, frames[result.frame][None])
+            frame = frames[result.frame][None]
+            feature = front(net.params, frame)
             change = None
-            if incremental:
-                old = feature if old is None else old
-                change, old = jnp.any(feature != old, -1), feature
+            if video is not None:
+                # What the mask of the connection's first frame is does not matter: a key frame.
+                if result.number == 0:
+                    state, own_feature = video.init(net.params, frame)
+                else:
+                    state, own_feature = video.step(net.params, state, frame)
+                assert np.array_equal(own_feature, feature)
+                (change,) = state.changes
             near, symbols = encode(near, feature, change)
             far, reconstruction = decode_symbols(far, symbols)
             yield result, net.back(net.params, reconstruction)
@@ -568,10 +582,109 @@ def test_the_report_is_whole_and_readable(small, tmp_path):
     # The hello and the bitstream's header and end are all that is sent beside packets.
     overhead = 8 * written["bytes_sent"] - sum(f["bits"] for f in written["per_frame"])
     assert 0 < overhead < 8 * 600
-    assert 0 < written["latency_ms"]["p50"] <= written["latency_ms"]["max"]
+    latency = written["latency_ms"]
+    assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] <= latency["max"]
+    for frame, result in zip(written["per_frame"], results, strict=True):
+        parts = [frame[f"{part}_ms"] for part in ("front", "coding", "sending")]
+        assert parts == [1e3 * seconds for seconds in result.edge]
+        assert all(part > 0 for part in parts)
+        assert sum(parts) < frame["latency_ms"]
     nothing = report.summarize(small, type(runner.edge.counts)(), [])
     report.table(nothing)
     json.dumps(nothing, allow_nan=False)
+
+
+def test_unchanged_positions_are_neither_quantised_nor_compared(small):
+    encoder = Encoder(small, SETTINGS, incremental=True, threshold=0, truncation=0)
+    frames = video(3)
+    encoder(frames[0])
+    # As if the reconstruction had drifted everywhere: a comparison would find that.
+    state = encoder._codec_state
+    encoder._codec_state = state._replace(level=(state.level + 4) % 8)
+    still = encoder(frames[0])
+    assert not still.is_key
+    assert (still.labels == SETTINGS.run_label).all()
+    moved = encoder(frames[1]).labels != SETTINGS.run_label
+    assert moved.any()
+    changed = (frames[0] != frames[1]).any(-1)
+    rows, columns = np.nonzero(changed)
+    # The front's kernel of 3x3 at stride 2 reaches one pixel further.
+    assert not moved[0, (rows.max() + 1) // 2 + 1 :].any()
+    assert not moved[0, :, : max(0, (columns.min() - 2) // 2)].any()
+    assert not moved[0, :, (columns.max() + 1) // 2 + 1 :].any()
+
+
+def people(net):
+    return dataclasses.replace(net, class_names=("person", "car"))
+
+
+def answered(number, frame, boxes, scores, classes):
+    answer = Answer(boxes, scores, classes, 0.0, 0.0)
+    return Result(0, number, frame, number == 0, 8, Seconds(0.0, 0.0, 0.0), 0.1, 1.0, answer)
+
+
+def judged(net, frames, boxes, **options):
+    """What `judge` says of answers that hold these boxes."""
+    results = []
+    for number, found in enumerate(boxes):
+        array = np.array(found, np.float32).reshape(-1, 4)
+        scores = np.linspace(0.9, 0.8, len(array), dtype=np.float32)
+        results.append(answered(number, 2 * number, array, scores, np.zeros(len(array), np.int32)))
+    return judge(net, frames, results, **options)
+
+
+def test_answers_are_judged_by_drawn_boxes(small):
+    frames = video(6)  # every second one was answered
+    right, wrong = [[2.0, 2.0, 10.0, 12.0]], [[12.0, 2.0, 20.0, 12.0]]
+    persons = {0: np.array(right), 1: np.array(wrong), 2: np.array(right), 4: np.array(right)}
+    for boxes, expected_value in (
+        ([right] * 3, 100.0),
+        ([wrong] * 3, 0.0),
+        ([right, right, []], 200 / 3),
+    ):
+        found = judged(people(small), frames, boxes, persons=persons)
+        assert found["ap50"] == pytest.approx(expected_value, abs=1e-4)  # float32, in percent
+        assert found["ap50_of"] == "persons, drawn boxes"
+        assert 0 <= found["ap50_uncut"] <= 100
+    with pytest.raises(ValueError, match="knows no persons"):
+        judged(small, frames, [right] * 3, persons=persons)
+    assert judged(people(small), frames, [], persons=persons)["ap50"] is None
+
+
+def test_answers_are_judged_by_the_detector_in_one_piece(small):
+    """What it is sure of is there to be found: its own answers find it all, and no others."""
+
+    def cells(params, outputs):
+        found = decode(params, outputs)
+        row, column = jnp.divmod(found.classes, 12)
+        corner = jnp.stack([column, row], -1).astype(jnp.float32)
+        scores = jnp.where(found.valid, 1 - 0.05 * jnp.arange(10.0), 0)
+        boxes = jnp.concatenate([corner, corner + 1], -1)
+        return found._replace(boxes=boxes, scores=scores, classes=found.classes % 2)
+
+    net = people(split_network("cells", network, cells, parameters(), cut="cut", size=(16, 24)))
+    frames = video(6)
+    halves = [net.back(net.params, net.front(net.params, frame[None])) for frame in frames]
+    answers = [[np.asarray(part)[0, np.asarray(x.valid)[0]] for part in x[:3]] for x in halves]
+    figures = []
+    for count in (10, 3, 0):
+        results = [
+            answered(n, n, *(part[:count] for part in answer)) for n, answer in enumerate(answers)
+        ]
+        figures.append(judge(net, frames, results, persons=None))
+    assert figures[0]["ap50"] == 100
+    assert 0 < figures[1]["ap50"] < 100
+    assert figures[2]["ap50"] == 0
+    assert all(found["ap50_uncut"] is None for found in figures)
+
+
+def test_drawn_boxes_follow_the_letterbox(tmp_path):
+    iio.imwrite(tmp_path / "0.png", np.zeros((20, 40, 3), np.uint8))
+    truth = tmp_path / "gt.txt"
+    truth.write_text("1,1,4,2,8,6,1,-1,-1,-1\n")
+    # 40x20 into 20x20: half as large, five rows of grey above.
+    boxes = drawn_boxes(truth, str(tmp_path / "0.png"), size=(20, 20))
+    assert {frame: found.tolist() for frame, found in boxes.items()} == {0: [[2, 6, 6, 9]]}
 
 
 # What a shell starts in the background ignores SIGINT, and so would its children.
@@ -590,15 +703,18 @@ class Process:
             [sys.executable, "-c", START, *map(str, arguments)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
         self.lines = queue.Queue()
+        self.said = []
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
     def _read(self):
         for line in self.process.stdout:
+            self.said.append(line)
             self.lines.put(line)
 
     def wait_for(self, part):
@@ -684,3 +800,27 @@ def test_an_edge_process_killed_and_started_again(shipped, tmp_path):
     figures = json.loads(out.read_text())
     assert figures["frames_answered"] == 8
     assert figures["per_frame"][0]["key"]
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_an_edge_process_that_is_interrupted_ends_cleanly(shipped, tmp_path, connected):
+    out = tmp_path / "figures.json"
+    with serving(shipped) as cloud:
+        port = cloud.address[1]
+        options = ("edge", "--model", "synthetic", "--size", "64x64", "--fps", 5, "--out", out)
+        if not connected:
+            with socket.create_server(("127.0.0.1", 0)) as closed:
+                port = closed.getsockname()[1]
+        with Process(*options, "--port", port) as edge:
+            edge.wait_for("connected" if connected else "trying again")
+            if connected:
+                cloud._log.wait_for("an edge")
+            assert edge.end(signal.SIGINT) == 130
+        if connected:
+            cloud._log.wait_for("after")
+    said = "".join(edge.said)
+    assert "Traceback" not in said
+    assert "frames captured" in said
+    figures = json.loads(out.read_text())
+    assert figures["interrupted"]
+    assert figures["frames_captured"] < 250

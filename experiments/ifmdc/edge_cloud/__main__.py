@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -18,7 +18,8 @@ from dynvid.video.reader import VideoError
 from experiments.ifmdc.edge_cloud import report
 from experiments.ifmdc.edge_cloud.cloud import Cloud
 from experiments.ifmdc.edge_cloud.edge import Edge, EdgeError, Encoder, Result, calibrated
-from experiments.ifmdc.edge_cloud.models import Scene, load, open_video
+from experiments.ifmdc.edge_cloud.judge import drawn_boxes, judge
+from experiments.ifmdc.edge_cloud.models import DATA, TRUTH, Scene, load, open_video
 from experiments.ifmdc.edge_cloud.network import SplitNetwork
 from experiments.ifmdc.edge_cloud.wire import one_line
 
@@ -100,12 +101,14 @@ def edge(
     truncation: float = 0.5,
     waiting: int = 2,
     window: int = 2,
+    ap: bool = False,
+    truth: pathlib.Path | None = None,
     out: pathlib.Path | None = None,
 ) -> int:
     """Run the front of the network on a video, send coded features, measure until it ends.
 
     A cloud that is not there, or goes, is tried again until it is back; frames are dropped in the
-    meantime. Prints a table at the end, also after Ctrl-C.
+    meantime. Ctrl-C ends it with the exit code 130, after the table of what was measured.
 
     Args:
       source: A video file, a folder of images, a camera ('0') or a stream (rtsp://, http://). By
@@ -129,6 +132,10 @@ def edge(
         mean squares of its layer.
       waiting: How many frames may wait; the oldest is dropped for a new one.
       window: How many packets may be unanswered.
+      ap: Judge the answers afterwards, which runs the whole network here once more: average
+        precision against drawn boxes, or against its own boxes where there are none.
+      truth: With --ap: persons drawn in the video, as MOT Challenge has them; by default PETS's,
+        where that is what is sent.
       out: A JSON file for the figures and every frame's detections.
     """
     _check(fps is None or 0 <= fps < math.inf, f"--fps must be 0 or more, got {fps}")
@@ -137,17 +144,24 @@ def edge(
     _check(window > 0, f"--window must be above 0, got {window}")
     _check(timeout > 0, f"--timeout must be above 0, got {timeout:g}")
     _check(0 < port < 1 << 16, f"--port must be of 1 .. 65535, got {port}")
+    live = source is not None and (
+        re.fullmatch(r"\d{1,3}|<video\d{1,3}>", source) is not None or "://" in source
+    )
+    _check(not (ap and live), f"--ap reads the video twice, which {source} cannot be")
     network = _load(model, cut, size)
     try:
         video = open_video(source, network, max_frames=max_frames)
         frames = iter(video)
+        persons = None
+        if ap and not isinstance(video, Scene):
+            if source is None:
+                truth = truth or DATA / TRUTH
+            if truth is not None:
+                persons = drawn_boxes(truth, video.name, size=network.size)
         first = list(itertools.islice(frames, _CALIBRATION))
         settings = calibrated(network, first, levels=levels, group_of_pictures=group_of_pictures)
     except (ValueError, OSError) as error:
         raise UsageError(one_line(error)) from error
-    live = source is not None and (
-        re.fullmatch(r"\d{1,3}|<video\d{1,3}>", source) or "://" in source
-    )
     pace = (math.inf if live else video.fps or 25.0) if fps is None else fps or None
     encoder = Encoder(
         network, settings, incremental=incremental, threshold=threshold, truncation=truncation
@@ -166,11 +180,14 @@ def edge(
         log=say,
     )
     interrupted = False
+    precision: dict[str, Any] = {}
     try:
         sender.run(itertools.chain(first, frames), (host, port), fps=pace)
+        if ap:
+            precision = judge(network, video, results, persons=persons)
     except KeyboardInterrupt:
         interrupted = True
-    except VideoError as error:
+    except ValueError as error:
         raise UsageError(one_line(error)) from error
     figures = report.summarize(network, sender.counts, results) | {
         "source": video.name if isinstance(video, Scene) else pathlib.PurePath(video.name).name,
@@ -179,7 +196,10 @@ def edge(
         "group_of_pictures": group_of_pictures,
         "stage": stage,
         "incremental": incremental,
+        "threshold": threshold if incremental else None,
+        "truncation": truncation if incremental else None,
         "interrupted": interrupted,
+        **precision,
     }
     console.print(report.table(figures))
     if out is not None:
@@ -200,6 +220,12 @@ def demo(
     group_of_pictures: int = 15,
     stage: Literal["fixed", "huffman", "arithmetic"] = "arithmetic",
     incremental: bool = False,
+    threshold: float = 15.0,
+    truncation: float = 0.5,
+    waiting: int = 2,
+    window: int = 2,
+    ap: bool = True,
+    truth: pathlib.Path | None = None,
     out: pathlib.Path | None = None,
 ) -> int:
     """Run both sides on this machine, as two processes, and print what was measured.
@@ -215,6 +241,12 @@ def demo(
       group_of_pictures: As for edge.
       stage: As for edge.
       incremental: As for edge.
+      threshold: As for edge.
+      truncation: As for edge.
+      waiting: As for edge.
+      window: As for edge.
+      ap: As for edge.
+      truth: As for edge.
       out: As for edge.
     """
     command = [sys.executable, "-m", "experiments.ifmdc.edge_cloud", "cloud", "--port", "0"]
@@ -240,6 +272,12 @@ def demo(
             group_of_pictures=group_of_pictures,
             stage=stage,
             incremental=incremental,
+            threshold=threshold,
+            truncation=truncation,
+            waiting=waiting,
+            window=window,
+            ap=ap,
+            truth=truth,
             out=out,
         )
     finally:

@@ -17,7 +17,8 @@ import numpy as np
 import dynvid
 from dynvid.coding.container import BitstreamWriter, Stage
 from dynvid.coding.errors import BitstreamError
-from dynvid.systems.ifmdc import CodecState, Settings, Symbols, clip_range, header_of, ifmdc
+from dynvid.systems.ifmdc import Settings, clip_range, header_of, ifmdc
+from dynvid.types import VideoFunction
 from experiments.ifmdc.edge_cloud.network import SplitNetwork
 from experiments.ifmdc.edge_cloud.wire import (
     Answer,
@@ -37,6 +38,20 @@ class EdgeError(Exception):
     """What trying again does not help; one line says what it is."""
 
 
+class Seconds(NamedTuple):
+    """Where an edge's time for one frame went, in seconds.
+
+    Attributes:
+      front: of the network, up to the feature map.
+      coding: quantising and entropy coding.
+      sending: writing to the socket, which also waits while a slow network takes nothing.
+    """
+
+    front: float
+    coding: float
+    sending: float
+
+
 class Result(NamedTuple):
     """One frame's way to the cloud and back.
 
@@ -46,7 +61,7 @@ class Result(NamedTuple):
       frame: of the frame in the video, from 0.
       is_key: whether it was sent as a key frame.
       bits: of its packet.
-      edge_seconds: from the frame's choice to the packet's last byte at the socket.
+      edge: what the edge's own time went into.
       latency: from capture to the detections' arrival here, in seconds.
       arrived: when these came, of `time.monotonic`.
       answer: the detections.
@@ -57,7 +72,7 @@ class Result(NamedTuple):
     frame: int
     is_key: bool
     bits: int
-    edge_seconds: float
+    edge: Seconds
     latency: float
     arrived: float
     answer: Answer
@@ -99,10 +114,10 @@ class _Captured(NamedTuple):
 class _Flight(NamedTuple):
     number: int
     captured: _Captured  # without the picture
-    taken: float
     sent: float
     is_key: bool
     bits: int
+    edge: Seconds
 
 
 def calibrated(
@@ -122,14 +137,32 @@ def calibrated(
     return Settings(low=low, high=high, levels=levels, group_of_pictures=group_of_pictures)
 
 
+class Encoded(NamedTuple):
+    """One frame, quantised.
+
+    Attributes:
+      labels: `int16[1, h, w, c]`.
+      is_key: whether it stands for itself.
+      front_seconds: what the front of the network took.
+      quantise_seconds: what the codec took, up to these labels.
+    """
+
+    labels: np.ndarray
+    is_key: bool
+    front_seconds: float
+    quantise_seconds: float
+
+
 class Encoder:
     """The front and the codec, dense or incremental; what becomes of pictures is labels.
+
+    An incremental front tells by itself where its output may have changed. The codec takes that
+    mask: all other positions are zero residual, neither computed nor compared with anything.
 
     Args:
       network: whose front it runs.
       settings: of the codec.
-      incremental: whether the front computes only what changed; its output's unchanged positions
-        are then zero residual without being quantised.
+      incremental: whether the front computes only what changed.
       threshold: as in `dynvid.incremental`, in grey levels.
       truncation: likewise, in root mean squares.
     """
@@ -146,26 +179,16 @@ class Encoder:
         codec = ifmdc(settings)
         self._network = network
         self._codec = codec
-        self._video: Any = None
-        self._state: Any = None
-        self._feature: Any = None
+        self._video: VideoFunction | None = None
+        self._video_state: Any = None
         self._codec_state = codec.init(network.feature.shape)
+        # Two programs, so that each can be timed.
+        self._quantise = jax.jit(codec.encode, donate_argnums=0)
         if incremental:
-            self._video = dynvid.incremental(
-                network.front, threshold=threshold, truncation=truncation
-            )
-
-        def dense(params, state: CodecState, frames):
-            return codec.encode(state, network.front(params, frames))
-
-        def step(params, state: CodecState, video_state, old, frames):
-            video_state, feature = self._video.step(params, video_state, frames)
-            changed = jnp.any(feature != old, axis=-1)
-            state, symbols = codec.encode(state, feature, changed)
-            return state, symbols, video_state, feature
-
-        self._dense = jax.jit(dense, donate_argnums=1)
-        self._step = jax.jit(step, donate_argnums=(1, 2))
+            video = dynvid.incremental(network.front, threshold=threshold, truncation=truncation)
+            self._video = video._replace(step=jax.jit(video.step, donate_argnums=1))
+        else:
+            self._front = jax.jit(network.front)
 
     def restart(self) -> None:
         """Makes the next frame a key frame, number 0; an incremental front keeps its caches."""
@@ -177,17 +200,24 @@ class Encoder:
             self(frame)
         self.restart()
 
-    def __call__(self, frame: np.ndarray) -> Symbols:
-        params, x = self._network.params, jnp.asarray(frame)[None]
+    def __call__(self, frame: np.ndarray) -> Encoded:
+        start = time.monotonic()
+        feature, change = jax.block_until_ready(self._features(jnp.asarray(frame)[None]))
+        reached = time.monotonic()
+        self._codec_state, symbols = self._quantise(self._codec_state, feature, change)
+        labels, is_key = np.asarray(symbols.labels), bool(symbols.is_key)
+        return Encoded(labels, is_key, reached - start, time.monotonic() - reached)
+
+    def _features(self, frames: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """The feature map and, of an incremental front, where it may have changed."""
+        params = self._network.params
         if self._video is None:
-            self._codec_state, symbols = self._dense(params, self._codec_state, x)
-            return symbols
-        if self._state is None:
-            self._state, self._feature = self._video.init(params, x)
-        self._codec_state, symbols, self._state, self._feature = self._step(
-            params, self._codec_state, self._state, self._feature, x
-        )
-        return symbols
+            return self._front(params, frames), None
+        if self._video_state is None:
+            self._video_state, feature = self._video.init(params, frames)
+        else:
+            self._video_state, feature = self._video.step(params, self._video_state, frames)
+        return feature, self._video_state.changes[0]
 
 
 class Edge:
@@ -355,7 +385,7 @@ class Edge:
                 captured = self._next()
                 if captured is None:
                     break
-                self._send(writer, captured, number)
+                self._send(connection, writer, captured, number)
             if self._stopped:
                 connection.interrupt()
             else:
@@ -398,21 +428,28 @@ class Edge:
                         return None
                 self._changed.wait()
 
-    def _send(self, writer: BitstreamWriter, captured: _Captured, number: int) -> None:
-        taken = time.monotonic()
-        symbols = self._encoder(captured.frame)
-        labels, is_key = np.asarray(symbols.labels), bool(symbols.is_key)
+    def _send(
+        self, connection: Connection, writer: BitstreamWriter, captured: _Captured, number: int
+    ) -> None:
+        encoded = self._encoder(captured.frame)
         # Known to the receiver before the answer can come; its size follows.
-        flight = _Flight(number, captured._replace(frame=None), taken, taken, is_key, 0)  # type: ignore[arg-type]
+        times = Seconds(encoded.front_seconds, encoded.quantise_seconds, 0.0)
+        start = time.monotonic()
+        without_picture = captured._replace(frame=None)  # type: ignore[arg-type]
+        flight = _Flight(number, without_picture, start, encoded.is_key, 0, times)
         with self._changed:
             self._flights.append(flight)
             self.counts.most_in_flight = max(self.counts.most_in_flight, len(self._flights))
-        size, _ = writer.write(labels)
+        before = connection.write_seconds
+        size, _ = writer.write(encoded.labels)
+        sent = time.monotonic()
+        sending = connection.write_seconds - before
+        times = times._replace(coding=times.coding + sent - start - sending, sending=sending)
         with self._changed:
             self.counts.sent += 1
             for place, known in enumerate(self._flights):
                 if known.number == number:
-                    self._flights[place] = known._replace(sent=time.monotonic(), bits=8 * size)
+                    self._flights[place] = known._replace(sent=sent, bits=8 * size, edge=times)
             self._changed.notify_all()
 
     def _receive(self, connection: Connection, index: int) -> None:
@@ -459,7 +496,7 @@ class Edge:
             flight.captured.number,
             flight.is_key,
             flight.bits,
-            flight.sent - flight.taken,
+            flight.edge,
             arrived - flight.captured.at,
             arrived,
             answer,

@@ -11,7 +11,7 @@ import numpy as np
 from dynvid.models import synthetic_detector
 from dynvid.models.detection import HEADS, Head
 from dynvid.models.synthetic_detector import load_synthetic_detector
-from dynvid.runner import IOU_THRESHOLD, SCORE_THRESHOLD
+from dynvid.runner import IOU_THRESHOLD
 from dynvid.types import Params
 from dynvid.video.reader import VideoSource
 from dynvid.video.synthetic import render, synthetic_scene
@@ -33,6 +33,11 @@ CUTS = {"synthetic": "convolution_3", ".pt": "convolution_8", ".cfg": "layer_24"
 """Where networks are cut unless told otherwise: at stride 8, where one narrow map crosses."""
 
 VIDEO = "pets09_s2l1/img1"
+TRUTH = "pets09_s2l1/gt_mot.txt"
+"""What is sent unless told otherwise, and the boxes that somebody drew in it."""
+
+LEAST_SCORE = 0.01
+"""From which score on the cloud answers: average precision needs the doubtful ones too."""
 
 
 def load(model: str | None, *, cut: str | None, size: tuple[int, int]) -> SplitNetwork:
@@ -74,7 +79,7 @@ def load(model: str | None, *, cut: str | None, size: tuple[int, int]) -> SplitN
             params,
             outputs,
             size=size,
-            score_threshold=SCORE_THRESHOLD,
+            score_threshold=LEAST_SCORE,
             iou_threshold=IOU_THRESHOLD,
         )
 

@@ -32,6 +32,7 @@ class SplitNetwork:
       params: the weights, all of them on both sides.
       front: `front(params, frames) -> feature`.
       back: `back(params, feature) -> Detections`, in pixels of the frames; jitted.
+      whole: `whole(params, frames) -> Detections`, the same network in one piece; jitted.
       class_names: of the detections' classes.
       identity: what both sides compare: see `differences`.
     """
@@ -43,6 +44,7 @@ class SplitNetwork:
     params: Params
     front: Callable[[Params, Frames], jax.Array]
     back: Callable[[Params, jax.Array], Detections]
+    whole: Callable[[Params, Frames], Detections]
     class_names: tuple[str, ...]
     identity: dict[str, str]
 
@@ -113,7 +115,9 @@ def split_network(
         "parameters": _contents(params),
         "jax": jax.__version__,
     }
-    return SplitNetwork(name, cut, frames, feature, params, front, back, class_names, identity)
+    return SplitNetwork(
+        name, cut, frames, feature, params, front, back, jax.jit(whole), class_names, identity
+    )
 
 
 def differences(own: dict[str, str], other: dict[str, Any]) -> str | None:

@@ -113,6 +113,7 @@ class Connection:
     Attributes:
       last_read: when bytes last came, of `time.monotonic`.
       bytes_sent: how many bytes were written.
+      write_seconds: how long that took, waiting for a network that takes nothing included.
     """
 
     def __init__(self, sock: socket.socket, *, timeout: float):
@@ -123,6 +124,7 @@ class Connection:
         self._timeout = timeout
         self.last_read = time.monotonic()
         self.bytes_sent = 0
+        self.write_seconds = 0.0
 
     def read(self, count: int) -> bytes:
         """Reads that many bytes; fewer only where the other side has ended.
@@ -155,7 +157,9 @@ class Connection:
         Raises:
           OSError: the connection broke, or the other side does not take them in time.
         """
+        start = time.monotonic()
         self._socket.sendall(data)
+        self.write_seconds += time.monotonic() - start
         self.bytes_sent += len(data)
         return len(data)
 
