@@ -39,6 +39,8 @@ PATIENCE = 120.0  # seconds until a test that hangs fails
 ROOT = pathlib.Path(__file__).parents[2]
 # Powers of two all over: the codec's arithmetic is exact.
 SETTINGS = Settings(low=0.0, high=64.0, levels=9, group_of_pictures=5)
+# Whoever goes on where the last connection ended sends no key frame by accident.
+LONG = dataclasses.replace(SETTINGS, group_of_pictures=40)
 
 
 def convolve(kernel, x, stride):
@@ -310,7 +312,11 @@ def test_a_cloud_that_goes_and_comes_back(small):
     enough = threading.Event()
     with serving(small) as first:
         runner = Runner(
-            small, source(), first.address, each=lambda r: enough.set() if r.frame == 9 else None
+            small,
+            source(),
+            first.address,
+            settings=LONG,
+            each=lambda r: enough.set() if r.frame == 9 else None,
         )
         assert enough.wait(PATIENCE)
     gone.set()
@@ -322,7 +328,7 @@ def test_a_cloud_that_goes_and_comes_back(small):
     assert results[-1].frame == 29
     lost = runner.edge.counts.sent - runner.edge.counts.answered
     assert 0 <= lost <= 2
-    check(small, SETTINGS, frames, results)
+    check(small, LONG, frames, results)
 
 
 def test_an_edge_that_goes_and_comes_back(small):
@@ -336,18 +342,22 @@ def test_an_edge_that_goes_and_comes_back(small):
             hold.wait(PATIENCE)
 
         first = Runner(
-            small, source(), cloud.address, each=lambda r: enough.set() if r.frame == 3 else None
+            small,
+            source(),
+            cloud.address,
+            settings=LONG,
+            each=lambda r: enough.set() if r.frame == 3 else None,
         )
         assert enough.wait(PATIENCE)
         first.edge.stop()
         hold.set()
         before = first.join()
         cloud._log.wait_for("closed after")
-        results = Runner(small, frames[8:], cloud.address).join()
+        results = Runner(small, frames[8:], cloud.address, settings=LONG).join()
     assert [r.number for r in results] == [0, 1, 2, 3]
     assert results[0].is_key
-    check(small, SETTINGS, frames, before)
-    check(small, SETTINGS, frames[8:], results)
+    check(small, LONG, frames, before)
+    check(small, LONG, frames[8:], results)
 
 
 @pytest.mark.parametrize(
@@ -380,6 +390,35 @@ def test_damage_on_the_wire_is_found_and_repaired(small, at, direction, damage):
     assert results[-1].frame == 15
     assert results[-1].connection == counts.connections - 1
     check(small, SETTINGS, frames, results)
+
+
+def test_no_damaged_packet_is_decoded(small):
+    """Whatever byte of a packet is another: what came before it is answered, and nothing else."""
+    sent = bytearray()
+
+    def record(data, start):
+        sent.extend(data)
+        return data
+
+    def replies(data):
+        with socket.create_connection(cloud.address, timeout=PATIENCE) as sock:
+            connection = Connection(sock, timeout=PATIENCE)
+            connection.write(bytes(data))
+            connection.end()
+            while message := connection.receive({Kind.WELCOME, Kind.DETECTIONS, Kind.REFUSAL}):
+                yield message.kind, message.number
+
+    with serving(small) as cloud:
+        with through(cloud, upwards=record) as address:
+            results = Runner(small, video(4), address, stage="arithmetic").join()
+        answers = [(Kind.WELCOME, 0), *((Kind.DETECTIONS, n) for n in range(4))]
+        assert list(replies(sent)) == answers
+        sizes = [r.bits // 8 for r in results]
+        end = len(sent) - 15 - sizes[3]  # the last packet has no payload
+        for place in range(end - sizes[2], end):
+            damaged = sent.copy()
+            damaged[place] ^= 1 << place % 8
+            assert list(replies(damaged)) == [*answers[:3], (Kind.REFUSAL, 0)]
 
 
 def test_a_slow_cloud_costs_frames_and_no_memory(small):
@@ -744,7 +783,7 @@ def shipped():
 
 def test_a_cloud_process_killed_and_started_again(shipped):
     frames = list(Scene(size=(64, 64), max_frames=30))
-    settings = Settings(low=0.0, high=8.0, levels=33, group_of_pictures=5)
+    settings = Settings(low=0.0, high=8.0, levels=33, group_of_pictures=40)
     options = ("cloud", "--model", "synthetic", "--size", "64x64", "--port")
     killed, enough, again = threading.Event(), threading.Event(), threading.Event()
 
