@@ -39,10 +39,10 @@ def _leaves(p, x):
 LEAVES = Network("leaves", _leaves, {"a": (3, 3, 3, 4), "b": (3, 3, 4, 4)}, frame=(18, 22, 3))
 
 
-def watched(network: Network, *, streams: int = 2, count: int = 14, **options) -> Watch:
+def watched(network: Network, *, streams: int = 2, **options) -> Watch:
     """Runs a clip through a network under a watch."""
     params = network.params(integer=True)
-    frames = clip(network, integer=True, streams=streams)[:count]
+    frames = [jnp.asarray(x) for x in clip(network, integer=True, streams=streams)]
     tau = options.get("truncation", 0.0)
     plan = plan_for(network.fn, params, frames[0], truncation=tau, cell=options.get("cell"))
     video = dynvid.incremental(network.fn, **options)
@@ -153,7 +153,7 @@ def test_masks_of_the_step_before_are_seen():
     frames = clip(LEAVES, integer=True)
     video = dynvid.incremental(LEAVES.fn)
     state, out = video.init(params, frames[0])
-    watch = Watch(plan_for(LEAVES.fn, params, frames[0]), out, state)
+    watch = Watch(plan_for(LEAVES.fn, params, jnp.asarray(frames[0])), out, state)
     older, _ = video.step(params, state, frames[1])  # the first pixel changes with the second
     newer, out = video.step(params, older, frames[2])
     with pytest.raises(AssertionError, match="changed unmarked"):
