@@ -30,14 +30,15 @@ from dynvid.coding.runs import decode_fixed, decode_huffman, encode_fixed, encod
 MAGIC = b"\x89IFM\r\n\x1a\n"
 """How every file begins; line ends and a non-text byte, so that a mangled transfer shows."""
 
-VERSION = 1
+VERSION = 2
 MOST_VALUES = 1 << 24
 """The most values of one frame: 24 streams of YOLOv3's 52x52x256."""
 
 _MOST_CHANNELS = 1 << 14
+_MOST_BLOCK = 16
 _MOST_LABELS = (1 << 12) + 1  # their Huffman words fit in 15 bits
 _PREFIX = struct.Struct("<HH")
-_FIELDS = struct.Struct("<IIIIBBBHHII")
+_FIELDS = struct.Struct("<IIIIBBBBHHII")
 _HEAD = struct.Struct("<BII")
 _CRC16 = struct.Struct("<H")
 _CRC32 = struct.Struct("<I")
@@ -63,6 +64,7 @@ class Header:
       key_levels: k_key.
       group_of_pictures: T: frame n is a key frame where `n mod T = 0`.
       residual_divisor: residuals span `-A / divisor .. A / divisor`.
+      block: side of the blocks whose transform was coded, 1 where values were; it divides h and w.
       scan: the order of labels in run-length tokens.
       stage: how labels become bits: "fixed" (R1), "huffman" (R2) or "arithmetic" (R3).
       dtype: what the features were before they were coded.
@@ -74,7 +76,7 @@ class Header:
     ...     shape=(1, 4, 4, 2), low=-1.0, high=3.0, levels=9, key_levels=9, group_of_pictures=15
     ... )
     >>> len(header.to_bytes())
-    55
+    56
     """
 
     shape: tuple[int, int, int, int]
@@ -84,6 +86,7 @@ class Header:
     key_levels: int
     group_of_pictures: int
     residual_divisor: int = 1
+    block: int = 1
     scan: Literal["chw", "hwc"] = "chw"
     stage: Stage = "arithmetic"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -102,6 +105,14 @@ class Header:
         for name in ("group_of_pictures", "residual_divisor"):
             if not 1 <= getattr(self, name) < 1 << 32:
                 raise ValueError(f"{name} must be of 1 .. 2^32 - 1, got {getattr(self, name)}")
+        height, width = self.shape[1:3]
+        if not 1 <= self.block <= _MOST_BLOCK or height % self.block or width % self.block:
+            raise ValueError(
+                f"block must be of 1 .. {_MOST_BLOCK} and divide {height} x {width}, got "
+                f"{self.block}"
+            )
+        if self.block > 1 and self.key_levels % 2 == 0:
+            raise ValueError(f"key_levels must be odd with blocks, got {self.key_levels}")
         for name, known in (("scan", _SCANS), ("stage", _STAGES), ("dtype", _DTYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
@@ -114,6 +125,12 @@ class Header:
         if not np.all(np.isfinite(low) & np.isfinite(high) & (low < high)):
             raise ValueError("low must be below high and both finite")
 
+    @property
+    def coded_shape(self) -> tuple[int, int, int, int]:
+        """Of labels: those of a block are channels of one position."""
+        streams, height, width, channels = self.shape
+        return streams, height // self.block, width // self.block, channels * self.block**2
+
     def to_bytes(self) -> bytes:
         """Writes the header, with magic, version and checksum."""
         fields = _FIELDS.pack(
@@ -121,6 +138,7 @@ class Header:
             _DTYPES.index(self.dtype),
             _SCANS.index(self.scan),
             _STAGES.index(self.stage),
+            self.block,
             self.levels,
             self.key_levels,
             self.group_of_pictures,
@@ -138,7 +156,7 @@ class Frame(NamedTuple):
     Attributes:
       number: from 0.
       is_key: whether it stands for itself.
-      labels: `int16[streams, h, w, c]`.
+      labels: `int16[streams, h, w, c]`; with blocks `Header.coded_shape`.
       bits: of its packet, all of it.
       payload_bits: of its labels alone.
     """
@@ -187,8 +205,8 @@ class BitstreamWriter:
         """Writes the next frame.
 
         Args:
-          labels: `int[streams, h, w, c]`: of 0 .. `key_levels - 1` every `group_of_pictures`
-            frames, from the first; of 0 .. `levels - 1` else.
+          labels: `int[streams, h, w, c]`, or the header's `coded_shape`: of 0 .. `key_levels - 1`
+            every `group_of_pictures` frames, from the first; of 0 .. `levels - 1` else.
 
         Returns:
           The bytes of the packet, and those of its labels alone.
@@ -200,9 +218,9 @@ class BitstreamWriter:
         labels = np.asarray(labels)
         is_key = self._frames % header.group_of_pictures == 0
         levels = header.key_levels if is_key else header.levels
-        if labels.shape != header.shape or labels.dtype.kind not in "iu":
+        if labels.shape != header.coded_shape or labels.dtype.kind not in "iu":
             raise ValueError(
-                f"labels must be integers {header.shape}, got {labels.dtype} {labels.shape}"
+                f"labels must be integers {header.coded_shape}, got {labels.dtype} {labels.shape}"
             )
         if labels.min() < 0 or labels.max() >= levels:
             raise ValueError(
@@ -304,7 +322,9 @@ class BitstreamReader:
         if _CRC32.pack(zlib.crc32(start + body)) != checksum:
             raise BitstreamError("the header is damaged: its checksum differs")
         self._seed = zlib.crc32(start + body + checksum)
-        streams, height, width, depth, dtype, scan, stage, *numbers = _FIELDS.unpack_from(body)
+        streams, height, width, depth, dtype, scan, stage, block, *numbers = _FIELDS.unpack_from(
+            body
+        )
         levels, key_levels, period, divisor = numbers
         low, high = np.frombuffer(body, "<f4", offset=_FIELDS.size).reshape(2, -1)
         try:
@@ -316,6 +336,7 @@ class BitstreamReader:
                 key_levels=key_levels,
                 group_of_pictures=period,
                 residual_divisor=divisor,
+                block=block,
                 scan=_SCANS[scan],
                 stage=_STAGES[stage],
                 dtype=_DTYPES[dtype],
@@ -378,7 +399,10 @@ class _LabelCoder:
     def __init__(self, header: Header):
         self._header = header
         self._context = ContextCoder(
-            header.shape, levels=header.levels, key_levels=header.key_levels
+            header.coded_shape,
+            levels=header.levels,
+            key_levels=header.key_levels,
+            block=header.block,
         )
 
     def encode(self, labels: np.ndarray, *, is_key: bool) -> bytes:
@@ -401,8 +425,8 @@ class _LabelCoder:
         levels = header.key_levels if is_key else header.levels
         flat = decode(payload, levels=levels, size=math.prod(header.shape))
         if header.scan == "hwc":
-            return flat.reshape(header.shape)
-        streams, height, width, channels = header.shape
+            return flat.reshape(header.coded_shape)
+        streams, height, width, channels = header.coded_shape
         planes = flat.reshape(streams, channels, height, width)
         return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 
@@ -456,5 +480,5 @@ def _pack(kind: int, number: int, payload: bytes, seed: int) -> bytes:
 
 
 def _most_bytes(header: Header) -> int:
-    """More than the largest payload of any stage: 24 bits a label, and code tables."""
-    return 3 * math.prod(header.shape) + 2 * max(header.levels, header.key_levels) + 1024
+    """More than the largest payload of any stage: 48 bits a label, and code tables."""
+    return 6 * math.prod(header.shape) + 2 * max(header.levels, header.key_levels) + 1024

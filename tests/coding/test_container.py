@@ -202,7 +202,7 @@ def test_the_reason_is_told():
         return str(info.value)
 
     assert "its first bytes differ" in error(b"RIFF" + data[4:])
-    assert "version 258 is not known, only 1 is" in error(
+    assert f"version 258 is not known, only {VERSION} is" in error(
         data[:8] + struct.pack("<H", 258) + data[10:]
     )
     assert "header is damaged" in error(data[:20] + b"\xff" + data[21:])

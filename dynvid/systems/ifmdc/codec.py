@@ -6,6 +6,9 @@ One grid of integers serves key frames and residuals: level m of 0 .. M stands f
 `A = high - low`. M is the smallest number that makes both the step of key frames, `A / (k_key -
 1)`, and that of residuals, `2 B / (k - 1)` with `B = A / residual_divisor`, whole numbers of
 levels. The decoder only ever adds integers, so it holds what the encoder holds on any device.
+
+Beyond the paper, `block` codes the differences of a transform's coefficients instead of values:
+what changes in a feature map is smooth, and few coefficients hold most of it. All else is the same.
 """
 
 import dataclasses
@@ -18,11 +21,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dynvid.ops.block_transform import (
+    block_transform,
+    frequency_order,
+    from_blocks,
+    inverse_block_transform,
+    to_blocks,
+)
 from dynvid.ops.quantize import integrate_residual, quantize_residual
 
 _MOST_LEVELS = (1 << 12) + 1  # what the bitstream takes
 _FINEST_GRID = 1 << 20  # float32 still tells a sixteenth of a level
 _CHUNK = 128  # positions that are coded at once where a mask says which
+_MOST_BLOCK = 16
+# Steps of a block's coefficients by their frequency, row + column: of the mean, of the first
+# diagonal, of all others. Measured on detectors, where finer means save boxes.
+_COARSENESS = (3, 4, 5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +55,12 @@ class Settings:
         paper's. More makes steps finer at equal k; what exceeds B waits for the next frame.
       dead_zone: in residual steps, 0.5 or more: what moved by less counts as unchanged. 0.5 is the
         paper's quantiser. The decoder need not know.
+      block: side of the square blocks whose discrete cosine transform is coded, a divisor of the
+        map's height and width; 1 codes values, as the paper does. With more, `A = 2 b max |f|` of
+        the clipped features is what coefficients span, all of them around zero; k and k_key count
+        steps of a block's mean, those of the first other frequencies are 4/3 of it, of all higher
+        ones 5/3; and k_key must be odd.
+      key_dead_zone: as `dead_zone`, of coefficients in key frames other than a block's mean.
 
     Raises:
       ValueError: an option is not what it has to be.
@@ -63,6 +83,8 @@ class Settings:
     scan: Literal["chw", "hwc"] = "chw"
     residual_divisor: int = 1
     dead_zone: float = 0.5
+    block: int = 1
+    key_dead_zone: float = 0.5
 
     def __post_init__(self):
         if self.levels % 2 == 0 or not 3 <= self.levels <= _MOST_LEVELS:
@@ -83,8 +105,16 @@ class Settings:
             raise ValueError(f"scan must be 'chw' or 'hwc', got {self.scan!r}")
         if self.residual_divisor < 1:
             raise ValueError(f"residual_divisor must be at least 1, got {self.residual_divisor}")
-        if not 0.5 <= self.dead_zone < math.inf:
-            raise ValueError(f"dead_zone must be 0.5 steps or more, got {self.dead_zone}")
+        for name in ("dead_zone", "key_dead_zone"):
+            if not 0.5 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0.5 steps or more, got {getattr(self, name)}")
+        if not 1 <= self.block <= _MOST_BLOCK:
+            raise ValueError(f"block must be of 1 .. {_MOST_BLOCK}, got {self.block}")
+        if self.block > 1 and self.labels_of_key % 2 == 0:
+            raise ValueError(
+                f"key_levels must be odd where block is more than 1, got {self.labels_of_key}: "
+                "most coefficients are zero, for which an even number has no label"
+            )
         # As the file stores them, so that both ends compute with the same numbers.
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
         if low.shape != high.shape or low.ndim > 1:
@@ -112,16 +142,25 @@ class Settings:
     @property
     def grid(self) -> int:
         """M, the last level of the common grid."""
-        return math.lcm(self.labels_of_key - 1, (self.levels - 1) // 2 * self.residual_divisor)
+        steps = math.lcm(self.labels_of_key - 1, (self.levels - 1) // 2 * self.residual_divisor)
+        return steps * self.coarseness[0]
+
+    @property
+    def coarseness(self) -> tuple[int, ...]:
+        """Of each coefficient of a block, how its step compares to those of the others."""
+        if self.block == 1:
+            return (1,)
+        orders = frequency_order(self.block).sum(-1)
+        return tuple(_COARSENESS[min(order, len(_COARSENESS) - 1)] for order in orders.tolist())
 
     @property
     def key_step(self) -> int:
-        """Grid levels from label to label of a key frame."""
+        """Grid levels from label to label of a key frame; with blocks, of their means."""
         return self.grid // (self.labels_of_key - 1)
 
     @property
     def residual_step(self) -> int:
-        """Grid levels from label to label of a residual."""
+        """Grid levels from label to label of a residual; with blocks, of their means."""
         return self.grid // ((self.levels - 1) // 2 * self.residual_divisor)
 
     @property
@@ -134,7 +173,8 @@ class CodecState(NamedTuple):
     """What both ends keep between frames.
 
     Attributes:
-      level: the reconstruction on the integer grid, `int32[streams, h, w, c]`.
+      level: the reconstruction on the integer grid, `int32[streams, h, w, c]`; with blocks, of
+        their coefficients, `[streams, h / b, w / b, b * b * c]`.
       frame: the number of the next frame, `int32[]`.
       intact: whether `level` is what the encoder holds, `bool[]`: False before the first key frame
         and from a lost frame to the next key frame.
@@ -149,7 +189,7 @@ class Symbols(NamedTuple):
     """One frame as it is sent.
 
     Attributes:
-      labels: `int16[streams, h, w, c]`.
+      labels: `int16[streams, h, w, c]`, or as `CodecState.level` with blocks.
       is_key: whether it stands for itself, `bool[]`.
       frame: its number, `int32[]`.
     """
@@ -184,7 +224,8 @@ def ifmdc(settings: Settings) -> FeatureCodec:
 
     - `encode` takes features `float[streams, h, w, c]` and, where it is known, a mask of what may
       have changed since the last frame, `bool[streams, h, w]`: positions outside of it have a
-      residual of zero and are neither read nor compared (a key frame is whole all the same).
+      residual of zero and are neither read nor compared (a key frame is whole all the same). A
+      block is coded where any position of it may have changed.
     - `decode` returns the reconstruction, `float32[streams, h, w, c]`. A frame whose predecessor is
       missing leaves the state as it was, with `intact` False, up to the next key frame.
 
@@ -195,7 +236,8 @@ def ifmdc(settings: Settings) -> FeatureCodec:
       The codec.
 
     Approximate because it rounds: `|clip(f) - rec| <= A / (k - 1)` at every frame where
-    `residual_divisor = 1` and `dead_zone = 0.5`, nothing is masked, and `k_key >= (k + 1) / 2`.
+    `residual_divisor = 1`, `dead_zone = 0.5` and `block = 1`, nothing is masked, and
+    `k_key >= (k + 1) / 2`. With blocks the same holds for coefficients, times their coarseness.
     Exact between the ends: both hold the same integers, for ever.
 
     >>> codec = ifmdc(Settings(low=0.0, high=4.0, levels=5, group_of_pictures=2))
@@ -207,9 +249,8 @@ def ifmdc(settings: Settings) -> FeatureCodec:
     >>> symbols.labels.ravel(), symbols.is_key.item()
     (Array([3, 2], dtype=int16), False)
     """
-    low, high = (np.asarray(x, np.float32) for x in (settings.low, settings.high))
-    to_grid = np.float32(settings.grid) / (high - low)
-    from_grid = (high - low) / np.float32(settings.grid)
+    low = np.asarray(settings.low, np.float32)
+    space = _Space(settings)
     key_levels = settings.labels_of_key
 
     def init(shape: tuple[int, int, int, int]) -> CodecState:
@@ -217,19 +258,29 @@ def ifmdc(settings: Settings) -> FeatureCodec:
             expected = low.shape[0] if low.ndim else "c"
             raise ValueError(f"shape must be (streams, h, w, {expected}), got {tuple(shape)}")
         return CodecState(
-            jnp.zeros(shape, jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+            jnp.zeros(space.shape(shape), jnp.int32),
+            jnp.zeros((), jnp.int32),
+            jnp.zeros((), bool),
         )
 
-    def key(feature: jax.Array) -> tuple[jax.Array, jax.Array]:
-        target = (jnp.clip(feature, low, high) - low) * (to_grid / settings.key_step)
-        labels = jnp.clip(jnp.round(target).astype(jnp.int32), 0, key_levels - 1)
-        return labels.astype(jnp.int16), labels * settings.key_step
+    def key(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        steps = space.steps(settings.key_step, values)
+        target = (space.to_grid(values) - space.zero) / steps
+        # Of means every step counts: what is around them is guessed from them.
+        zone = np.where(steps == settings.key_step, 0.5, settings.key_dead_zone).astype(np.float32)
+        nearest = jnp.where(jnp.abs(target) < zone, 0, jnp.round(target).astype(jnp.int32))
+        labels = jnp.clip(nearest + space.key_zero, 0, key_levels - 1)
+        return labels.astype(jnp.int16), from_key(labels)
 
-    def residual(feature: jax.Array, level: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def from_key(labels: jax.Array) -> jax.Array:
+        steps = space.steps(settings.key_step, labels)
+        return jnp.clip(space.zero + (labels - space.key_zero) * steps, 0, settings.grid)
+
+    def residual(values: jax.Array, level: jax.Array) -> tuple[jax.Array, jax.Array]:
         labels = quantize_residual(
-            (jnp.clip(feature, low, high) - low) * to_grid,
+            space.to_grid(values),
             level,
-            step=settings.residual_step,
+            step=space.steps(settings.residual_step, values),
             levels=settings.levels,
             dead_zone=settings.dead_zone,
         )
@@ -239,7 +290,7 @@ def ifmdc(settings: Settings) -> FeatureCodec:
         return integrate_residual(
             level,
             labels.astype(jnp.int32),
-            step=settings.residual_step,
+            step=space.steps(settings.residual_step, level),
             levels=settings.levels,
             top=settings.grid,
         )
@@ -247,7 +298,10 @@ def ifmdc(settings: Settings) -> FeatureCodec:
     def encode(
         state: CodecState, feature: jax.Array, change: jax.Array | None = None
     ) -> tuple[CodecState, Symbols]:
-        _check(feature, state.level.shape, change)
+        _check(feature, space.features_of(state.level.shape), change)
+        feature = to_blocks(feature, block=settings.block)
+        if change is not None:
+            change = to_blocks(change[..., None], block=settings.block).any(-1)
         is_key = state.frame % settings.group_of_pictures == 0
         if change is None:
             labels, level = lax.cond(is_key, lambda x, m: key(x), residual, feature, state.level)
@@ -268,11 +322,10 @@ def ifmdc(settings: Settings) -> FeatureCodec:
         labels = symbols.labels.astype(jnp.int32)
         level = jnp.where(
             symbols.is_key,
-            jnp.clip(labels, 0, key_levels - 1) * settings.key_step,
+            from_key(jnp.clip(labels, 0, key_levels - 1)),
             jnp.where(follows, add(state.level, labels), state.level),
         )
-        reconstruction = jnp.asarray(low) + level.astype(jnp.float32) * from_grid
-        return CodecState(level, symbols.frame + 1, symbols.is_key | follows), reconstruction
+        return CodecState(level, symbols.frame + 1, symbols.is_key | follows), space.values(level)
 
     return FeatureCodec(settings, init, encode, decode)
 
@@ -312,6 +365,65 @@ def clip_range(
     if not np.all(np.less(low, high)):
         raise ValueError(f"percentiles {percentiles} of the features leave no range: {low}, {high}")
     return low, high
+
+
+class _Space:
+    """Between features and the integer grid that their values, or coefficients, are coded on."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._low, self._high = (np.asarray(x, np.float32) for x in (settings.low, settings.high))
+        self._block = settings.block
+        if self._block == 1:
+            self._origin, reach = self._low, self._high - self._low
+            self.zero, self.key_zero = 0, 0
+        else:
+            # What is nearest to nothing: most features are, and it must not cost a label.
+            self._origin = np.clip(np.float32(0), self._low, self._high)
+            farthest = np.maximum(self._high - self._origin, self._origin - self._low)
+            reach = 2 * self._block * farthest
+            self.zero, self.key_zero = settings.grid // 2, settings.labels_of_key // 2
+        self._to_grid = np.float32(settings.grid) / reach
+        self._from_grid = reach / np.float32(settings.grid)
+
+    def shape(self, features: tuple[int, ...]) -> tuple[int, ...]:
+        """Of what is coded, from that of features."""
+        found = jax.eval_shape(
+            lambda x: to_blocks(x, block=self._block), jax.ShapeDtypeStruct(features, np.float32)
+        )
+        return found.shape
+
+    def features_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of features, from that of what is coded."""
+        streams, height, width, channels = shape
+        block = self._block
+        return streams, height * block, width * block, channels // block**2
+
+    def steps(self, step: int, values: jax.Array) -> np.ndarray:
+        """The grid levels of a label of each channel, from those of a mean: `int32[b * b * c]`."""
+        table = np.array(self._settings.coarseness, np.int32)
+        return np.repeat(step // table[0] * table, values.shape[-1] // len(table))
+
+    def to_grid(self, values: jax.Array) -> jax.Array:
+        """Features in blocks to grid levels, not yet rounded."""
+        parts = values.reshape(*values.shape[:-1], self._block**2, -1)
+        parts = jnp.clip(parts, self._low, self._high) - self._origin
+        values = parts.reshape(values.shape)
+        if self._block > 1:
+            values = block_transform(values, block=self._block)
+        parts = values.reshape(parts.shape) * self._to_grid
+        return parts.reshape(values.shape) + self.zero
+
+    def values(self, level: jax.Array) -> jax.Array:
+        """Grid levels to features, `float32[streams, h, w, c]`."""
+        parts = (level - self.zero).astype(jnp.float32)
+        parts = parts.reshape(*level.shape[:-1], self._block**2, -1) * self._from_grid
+        values = parts.reshape(level.shape)
+        if self._block == 1:
+            return jnp.asarray(self._origin) + values
+        values = inverse_block_transform(values, block=self._block)
+        features = self._origin + from_blocks(values, block=self._block)
+        return jnp.clip(features, self._low, self._high)
 
 
 def _where_changed(

@@ -17,7 +17,7 @@ class FeatureWriter:
 
     Args:
       file: open for writing bytes; a file or a socket.
-      settings: what both ends agree on; all but `dead_zone` goes into the header.
+      settings: what both ends agree on; all but the dead zones goes into the header.
       shape: `(streams, h, w, c)` of every map.
       stage: how labels become bits: "fixed" (R1), "huffman" (R2) or "arithmetic" (R3).
       dtype: of the features, for the record.
@@ -135,6 +135,7 @@ def header_of(
         key_levels=settings.labels_of_key,
         group_of_pictures=settings.group_of_pictures,
         residual_divisor=settings.residual_divisor,
+        block=settings.block,
         scan=settings.scan,
         stage=stage,
         dtype=dtype,
@@ -142,7 +143,7 @@ def header_of(
 
 
 def settings_of(header: Header) -> Settings:
-    """Reads the settings from a header; the dead zone is the encoder's own.
+    """Reads the settings from a header; dead zones are the encoder's own.
 
     Raises:
       BitstreamError: no codec has these settings.
@@ -155,6 +156,7 @@ def settings_of(header: Header) -> Settings:
             key_levels=header.key_levels,
             group_of_pictures=header.group_of_pictures,
             residual_divisor=header.residual_divisor,
+            block=header.block,
             scan=header.scan,
         )
     except ValueError as error:
