@@ -15,19 +15,21 @@ HERE = pathlib.Path(__file__).parent
 PARTS = {
     "curves": curves.measure,
     "incremental": incremental.measure,
+    "times": incremental.measure_times,
     "throughput": throughput.measure,
 }
 
 
 def main(
     parts: Annotated[
-        tuple[Literal["curves", "incremental", "throughput", "summary"], ...], tyro.conf.Positional
+        tuple[Literal["curves", "incremental", "times", "throughput", "summary"], ...],
+        tyro.conf.Positional,
     ] = (),
     /,
     *,
     models: tuple[Literal["yolov5n", "yolo_fastest_xl"], ...] = ("yolov5n", "yolo_fastest_xl"),
     sequences: tuple[Literal["PETS", "TUD-Stadtmitte"], ...] = ("PETS", "TUD-Stadtmitte"),
-    frames: int = 90,
+    frames: int = 250,
     folder: pathlib.Path = HERE,
 ) -> None:
     """Measures IFMDC against HEVC and a lightweight intra codec on real video with ground truth.
@@ -41,13 +43,15 @@ def main(
 
     The parts, with the time they take on two cores that nothing else uses:
 
-    curves: AP against rate, IFMDC, HEVC (video, tiling, quilting) and the lightweight codec (7
-    minutes a sequence and model with 90 frames).
+    curves: AP against rate, IFMDC, HEVC (video, tiling, quilting) and the lightweight codec (8 to
+    12 minutes a sequence and model).
 
     incremental: the same with a front that recomputes only what changed, whose change mask the
     codec takes (4 minutes each).
 
-    throughput: encoding time against x265 (1 minute each). Run it while nothing else runs.
+    times: what the edge does for a P frame, in milliseconds, with either front (half a minute).
+
+    throughput: encoding time against x265 (1 minute each). Run these two while nothing else runs.
 
     summary: tables and pictures from the results; needs nothing but results.json.
 

@@ -30,27 +30,33 @@ PAPER = {f"k={k}": {"levels": k} for k in (3, 5, 9, 17, 33, 65)}
 """The paper's quantiser, k_key = k."""
 
 
-TUNED = {
-    f"k={k}, k_key={key}, dead zone {zone:g}, skip {skip:g}": (
-        {"levels": k, "key_levels": key, "dead_zone": zone},
+ZONED = {
+    f"k={k}, k_key={(k + 1) // 2}, dead zone {zone:g}, skip {skip:g}": (
+        {"levels": k, "key_levels": (k + 1) // 2, "dead_zone": zone},
         skip,
     )
-    for k, key, zone, skip in (
-        (17, 9, 4, 0.15),
-        (9, 5, 2, 0.15),
-        (17, 9, 3, 0.15),
-        (33, 33, 8, 0.15),
-        (9, 5, 1.5, 0.15),
-        (17, 9, 2, 0.1),
-        (5, 3, 1, 0.15),
-        (17, 9, 6, 0.2),
-        (9, 5, 2, 0.2),
-        (9, 5, 1.5, 0.2),
-        (9, 5, 1.5, 0.25),
-        (9, 5, 2, 0.25),
+    for k, zone, skip in (
+        (9, 2, 0.25),
+        (9, 2, 0.15),
+        (9, 1.5, 0.15),
+        (17, 4, 0.15),
+        (17, 3, 0.15),
+        (17, 2, 0.1),
     )
 }
 """With a dead zone, positions skipped where little moved, and key frames of fewer levels."""
+
+BLOCKS = {
+    f"k={k}": {
+        "levels": k,
+        "key_levels": (k + 1) // 2,
+        "block": 4,
+        "dead_zone": 0.7,
+        "key_dead_zone": 0.6,
+    }
+    for k in (13, 17, 21, 25, 29, 37, 49, 65)
+}
+"""Coefficients of blocks of 4x4; key frames with the same steps as residuals."""
 
 
 def measure(subject: Subject, results: Results) -> None:
@@ -71,22 +77,22 @@ def measure(subject: Subject, results: Results) -> None:
 
 
 def _runs(subject: Subject, clip: Range) -> Iterator[tuple[str, str, Callable[[], Coded]]]:
-    for name, (options, skip) in TUNED.items():
-        chosen = Settings(low=clip.low, high=clip.high, group_of_pictures=GOP, **options)
+    def settings(options: dict[str, Any]) -> Settings:
+        return Settings(low=clip.low, high=clip.high, group_of_pictures=GOP, **options)
+
+    for method, cases in (("IFMDC + DCT", BLOCKS), ("IFMDC", PAPER)):
+        for name, options in cases.items():
+            chosen = settings(options)
+            yield method, name, lambda chosen=chosen: code_ifmdc(subject, chosen)
+    for qp in QPS:
+        yield from _hevc(subject, clip, qp)
+    for name, (options, skip) in ZONED.items():
+        chosen = settings(options)
         yield (
-            "IFMDC tuned",
+            "IFMDC + dead zone",
             name,
-            lambda chosen=chosen, skip=skip: code_ifmdc(
-                subject, chosen, skip=skip, stages=("R2", "R3")
-            ),
+            lambda chosen=chosen, skip=skip: code_ifmdc(subject, chosen, skip=skip),
         )
-    for qp in QPS[:3]:
-        yield from _hevc(subject, clip, qp)
-    for name, options in PAPER.items():
-        chosen = Settings(low=clip.low, high=clip.high, group_of_pictures=GOP, **options)
-        yield "IFMDC", name, lambda chosen=chosen: code_ifmdc(subject, chosen)
-    for qp in QPS[3:]:
-        yield from _hevc(subject, clip, qp)
     for levels in (2, 3, 4, 6, 9, 17):
         yield (
             "lightweight",

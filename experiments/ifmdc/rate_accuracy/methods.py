@@ -17,7 +17,7 @@ from experiments.ifmdc.rate_accuracy.subjects import EVERY, Subject
 from experiments.incremental_speed.run import console
 
 GOP = 15
-QPS = (47, 45, 43, 39, 35, 31)
+QPS = (51, 47, 45, 43, 41, 39, 35, 31, 27, 22)
 
 
 class Coded(NamedTuple):
@@ -83,7 +83,10 @@ def code_ifmdc(
     # One program for both ends: the decoder's state is a copy of its own.
     encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
     near = far = codec.init(shape)
-    context = ContextCoder(shape, levels=settings.levels, key_levels=settings.labels_of_key)
+    context = ContextCoder(
+        near.level.shape, levels=settings.levels, key_levels=settings.labels_of_key,
+        block=settings.block,
+    )  # fmt: skip
     sizes: dict[str, list[int]] = {stage: [] for stage in stages}
     bound, found, predicted = [], np.empty_like(features), []
     histogram = np.zeros(settings.levels, np.int64)

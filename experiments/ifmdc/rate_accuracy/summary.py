@@ -16,12 +16,13 @@ from experiments.incremental_speed.run import console
 LOSS = 0.02
 KINDS = {"predicted": "P frames", "all_frames": "all frames"}
 STYLES = {
-    "IFMDC R1": "s:", "IFMDC R2": "s--", "IFMDC R3": "s-", "IFMDC tuned R3": "o-",
-    "HEVC tiling": "^-", "HEVC quilting": "v-", "HEVC video": "D-", "lightweight": "x-",
+    "IFMDC + DCT R3": "C0-", "IFMDC + DCT R2": "C0--", "IFMDC + dead zone R3": "C1-",
+    "IFMDC R3": "C4-", "IFMDC R2": "C4--", "IFMDC R1": "C4:",
+    "HEVC tiling": "C2-", "HEVC quilting": "C3-", "HEVC video": "k-", "lightweight": "C5-",
 }  # fmt: skip
 """How each curve is drawn; R0, a bound, is none."""
 
-BEST = "IFMDC tuned R3"
+BEST = "IFMDC + DCT R3"
 
 
 def curves_of(entry: dict[str, Any], kind: str) -> dict[str, tuple[list[float], list[float]]]:
@@ -54,13 +55,13 @@ def _summary(entry: dict[str, Any], kind: str) -> dict[str, Any]:
     curves = curves_of(entry, kind)
     found: dict[str, Any] = {
         "rate_at_2_percent": {},
-        "bd_rate_of_tuned": {},
+        "bd_rate_of_best": {},
         "bd_rate_of_paper": {},
     }
     for name, (rate, level) in curves.items():
         wanted = rate_at_loss(rate, level, reference=entry["dense"], loss=LOSS)
         found["rate_at_2_percent"][name] = _number(wanted)
-        for key, ours in (("bd_rate_of_tuned", BEST), ("bd_rate_of_paper", "IFMDC R3")):
+        for key, ours in (("bd_rate_of_best", BEST), ("bd_rate_of_paper", "IFMDC R3")):
             if ours in curves and name != ours and min(len(rate), len(curves[ours][0])) >= 4:
                 found[key][name] = _number(bjontegaard_delta_rate(rate, level, *curves[ours]))
     return found
@@ -72,12 +73,12 @@ def _number(value: float) -> float | None:
 
 
 def _show(name: str, entry: dict[str, Any]) -> None:
-    columns = ("bpp at AP loss 2%", "BD-rate of IFMDC tuned, %", "BD-rate of IFMDC R3, %")
+    columns = ("bpp at AP loss 2%", f"BD-rate of {BEST}, %", "BD-rate of IFMDC R3, %")
     for kind, title in KINDS.items():
         summary = entry["summary"][kind]
         table = Table("method", *columns, title=f"{name}, {title}; dense {entry['dense']:.2f}")
         for method, rate in summary["rate_at_2_percent"].items():
-            deltas = [summary[key].get(method) for key in ("bd_rate_of_tuned", "bd_rate_of_paper")]
+            deltas = [summary[key].get(method) for key in ("bd_rate_of_best", "bd_rate_of_paper")]
             table.add_row(
                 method, "-" if rate is None else f"{rate:.4f}",
                 *("-" if delta is None else f"{delta:+.1f}" for delta in deltas),
@@ -92,7 +93,9 @@ def _draw_curves(subjects: dict[str, Any], path: pathlib.Path) -> None:
         for axes, (kind, title) in zip(line, KINDS.items(), strict=True):
             for method, (rate, level) in curves_of(entry, kind).items():
                 if method in STYLES:
-                    axes.plot(rate, level, STYLES[method], label=method, markersize=4, linewidth=1)
+                    color = STYLES[method].rstrip("-:")
+                    axes.plot(rate, level, ".", color=color, markersize=3, alpha=0.6)
+                    axes.plot(*_envelope(rate, level), STYLES[method], label=method, linewidth=1.2)
             axes.axhline(entry["dense"], color="grey", linewidth=1, label="not coded")
             axes.axhline((1 - LOSS) * entry["dense"], color="grey", linestyle=":", linewidth=1)
             axes.set(xscale="log", xlabel="bits per input pixel", ylabel="person AP50, %")
@@ -101,6 +104,13 @@ def _draw_curves(subjects: dict[str, Any], path: pathlib.Path) -> None:
             axes.grid(alpha=0.3)
     grid[0, 0].legend(fontsize=7)
     _save(figure, path)
+
+
+def _envelope(rate: list[float], level: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The points that are better than all cheaper ones: what the tables interpolate."""
+    best = np.maximum.accumulate(level)
+    better = np.append(True, np.diff(best) > 0)
+    return np.array(rate)[better], best[better]
 
 
 def _draw_sensitivity(subjects: dict[str, Any], path: pathlib.Path) -> None:
@@ -121,12 +131,13 @@ def _draw_sensitivity(subjects: dict[str, Any], path: pathlib.Path) -> None:
 def _draw_wins(subjects: dict[str, Any], path: pathlib.Path) -> None:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, (kind, title) in zip(figure.subplots(1, 2), KINDS.items(), strict=True):
-        methods = [name for name in STYLES if name not in ("IFMDC R1", "IFMDC R2")]
+        methods = [name for name in STYLES if not name.endswith(("R1", "R2"))]
         for number, method in enumerate(methods):
             rates = [e["summary"][kind]["rate_at_2_percent"].get(method) for e in subjects.values()]
             places = np.arange(len(rates)) + (number - len(methods) / 2) / (len(methods) + 1)
             heights = [rate or 0 for rate in rates]
-            axes.bar(places, heights, width=1 / (len(methods) + 1), label=method)
+            color = STYLES[method].rstrip("-:")
+            axes.bar(places, heights, width=1 / (len(methods) + 1), label=method, color=color)
         axes.set_xticks(range(len(subjects)), list(subjects), fontsize=7)
         axes.set(yscale="log", ylabel="bits per input pixel", title=f"AP loss 2%, {title}")
         axes.grid(alpha=0.3, axis="y")

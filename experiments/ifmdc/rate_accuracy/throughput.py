@@ -11,6 +11,7 @@ from dynvid.coding.context import ContextCoder
 from dynvid.coding.hevc import encode_hevc, tile
 from dynvid.coding.runs import encode_fixed, encode_huffman
 from dynvid.systems.ifmdc import Settings, ifmdc
+from experiments.ifmdc.rate_accuracy.curves import BLOCKS
 from experiments.ifmdc.rate_accuracy.methods import GOP, Range
 from experiments.ifmdc.rate_accuracy.results import Results
 from experiments.ifmdc.rate_accuracy.subjects import Subject
@@ -20,11 +21,14 @@ ROUNDS = 5
 """Each of one GOP; the first of a contestant is not counted."""
 
 CASES = {
-    "paper, k=9": {"levels": 9},
-    "paper, k=17": {"levels": 17},
-    "tuned, k=17, dead zone 4": {"levels": 17, "key_levels": 9, "dead_zone": 4.0},
+    "k=9": {"levels": 9},
+    "k=17": {"levels": 17},
+    "k=9, dead zone 2": {"levels": 9, "key_levels": 5, "dead_zone": 2.0},
+    "DCT, k=17": BLOCKS["k=17"],
+    "DCT, k=29": BLOCKS["k=29"],
+    "DCT, k=65": BLOCKS["k=65"],
 }
-QPS = (27, 37, 43)
+QPS = (22, 27, 37, 43, 47)
 
 
 def measure(subject: Subject, results: Results) -> None:
@@ -77,7 +81,10 @@ def _ifmdc(
 ) -> Callable[[np.ndarray, np.ndarray], int]:
     codec, shape = ifmdc(settings), (1, *shape)
     encode = jax.jit(codec.encode)
-    context = ContextCoder(shape, levels=settings.levels, key_levels=settings.labels_of_key)
+    context = ContextCoder(
+        codec.init(shape).level.shape, levels=settings.levels,
+        key_levels=settings.labels_of_key, block=settings.block,
+    )  # fmt: skip
 
     def run(features: np.ndarray, pictures: np.ndarray) -> int:
         state: Any = codec.init(shape)
