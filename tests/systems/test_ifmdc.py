@@ -1,16 +1,28 @@
+import dataclasses
 import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.fft
 from jax import lax
 
-from dynvid.coding.container import BitstreamReader, BitstreamWriter, Header
+from dynvid.coding.container import BitstreamReader, BitstreamWriter
+from dynvid.ops.block_transform import frequency_order
 from dynvid.ops.run_length import run_length_tokens
-from dynvid.systems.ifmdc import Settings, Symbols, clip_range, ifmdc
+from dynvid.systems.ifmdc import (
+    FeatureReader,
+    FeatureWriter,
+    Settings,
+    Symbols,
+    clip_range,
+    header_of,
+    ifmdc,
+)
 
 SHAPE = (2, 5, 6, 3)
+BLOCKY = (2, 8, 12, 3)  # what blocks of 1, 2 and 4 divide
 
 
 def walk(frames, *, seed=0, shape=SHAPE, speed=0.4):
@@ -23,10 +35,10 @@ def walk(frames, *, seed=0, shape=SHAPE, speed=0.4):
         yield jnp.asarray(x, jnp.float32)
 
 
-def run(codec, features, change=None):
+def run(codec, features, change=None, *, shape=SHAPE):
     """Yields the feature, the encoder's state, symbols, the decoder's state, reconstruction."""
     encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    here = there = codec.init(SHAPE)
+    here = there = codec.init(shape)
     for feature in features:
         here, symbols = encode(here, feature, change)
         there, reconstruction = decode(there, symbols)
@@ -76,12 +88,19 @@ def test_an_open_loop_drifts():
         {"levels": 7, "key_levels": 256},
         {"levels": 5, "residual_divisor": 3, "key_levels": 17},
         {"levels": 9, "dead_zone": 0.8},
+        {"block": 2, "levels": 9},
+        {"block": 4, "levels": 3, "key_levels": 257},
+        {"block": 4, "levels": 5, "residual_divisor": 3, "key_levels": 17},
+        {"block": 2, "levels": 7, "dead_zone": 0.8, "key_dead_zone": 0.7},
+        {"block": 4, "levels": 33, "low": (-2.0, 0.0, 1.0), "high": (4.0, 3.0, 5.0)},
+        {"block": 4, "levels": 33, "low": (-4.0, -3.0, -5.0), "high": (0.0, -1.0, 0.1)},
     ],
 )
 def test_both_ends_hold_the_same_integers(options):
-    codec = ifmdc(Settings(low=-2.0, high=4.0, **options))
+    codec = ifmdc(Settings(**({"low": -2.0, "high": 4.0} | options)))
     assert codec.settings.key_step * (codec.settings.labels_of_key - 1) == codec.settings.grid
-    for n, (_, here, symbols, there, _) in enumerate(run(codec, walk(35))):
+    ends = run(codec, walk(35, shape=BLOCKY), shape=BLOCKY)
+    for n, (_, here, symbols, there, _) in enumerate(ends):
         np.testing.assert_array_equal(here.level, there.level)
         assert there.intact
         assert symbols.frame == n
@@ -117,14 +136,17 @@ def test_both_ends_hold_the_same_after_ten_thousand_frames():
     assert errors.max() <= 6 / 4 + 6 * 6 * 2**-23
 
 
-def test_a_still_feature_map_costs_one_run_a_frame():
-    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9))
-    still = next(walk(1))
-    for n, (_, _, symbols, _, _) in enumerate(run(codec, [still] * 14)):
+@pytest.mark.parametrize("key_levels", [9, 3])
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_a_still_feature_map_costs_one_run_a_frame(block, key_levels):
+    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, key_levels=key_levels, block=block))
+    still = next(walk(1, shape=BLOCKY))
+    for n, (_, _, symbols, _, _) in enumerate(run(codec, [still] * 14, shape=BLOCKY)):
         if n == 0:
             continue
-        # The first residual may still refine what the coarser step reaches.
-        assert jnp.all(symbols.labels == codec.settings.run_label) or n == 1
+        # A coarse key frame leaves something to the first residual.
+        unchanged = jnp.all(symbols.labels == codec.settings.run_label)
+        assert unchanged == (n > 1 or key_levels == 9)
         tokens = run_length_tokens(symbols.labels.ravel(), run_label=codec.settings.run_label)
         assert n == 1 or tokens.count == 1
 
@@ -151,6 +173,11 @@ def test_even_levels_are_refused_with_the_reason():
         ({"residual_divisor": 0}, "residual_divisor must be at least 1"),
         ({"dead_zone": 0.4}, "dead_zone must be 0.5"),
         ({"dead_zone": float("nan")}, "dead_zone must be 0.5"),
+        ({"key_dead_zone": 0.4}, "key_dead_zone must be 0.5"),
+        ({"key_dead_zone": float("inf")}, "key_dead_zone must be 0.5"),
+        ({"block": 0}, "block must be of 1 .. 16, got 0"),
+        ({"block": 17}, "block must be of 1 .. 16, got 17"),
+        ({"block": 2, "key_levels": 8}, "key_levels must be odd where block is more than 1, got 8"),
         ({"low": 1.0}, "low must be below high"),
         ({"low": float("nan")}, "low must be below high"),
         ({"low": (0.0, 0.5)}, "one a channel"),
@@ -173,6 +200,24 @@ def test_what_does_not_fit_the_state():
         codec.encode(state, jnp.zeros((1, 2, 3, 2)), jnp.zeros((1, 2, 3)))
 
 
+@pytest.mark.parametrize("shape", [(1, 6, 8, 2), (1, 8, 6, 2)])
+def test_a_map_that_blocks_do_not_divide(shape):
+    with pytest.raises(
+        ValueError, match=f"block=4 must divide height and width, got {shape[1]} x {shape[2]}"
+    ):
+        ifmdc(Settings(low=0.0, high=1.0, block=4)).init(shape)
+
+
+def test_what_does_not_fit_the_state_of_blocks():
+    codec = ifmdc(Settings(low=0.0, high=1.0, block=2))
+    state = codec.init((1, 4, 6, 2))
+    assert state.level.shape == (1, 2, 3, 8)
+    with pytest.raises(ValueError, match=r"feature must be floating \(1, 4, 6, 2\)"):
+        codec.encode(state, jnp.zeros((1, 2, 3, 8)))
+    with pytest.raises(ValueError, match=r"change must be bool \(1, 4, 6\)"):
+        codec.encode(state, jnp.zeros((1, 4, 6, 2)), jnp.zeros((1, 2, 3), bool))
+
+
 def test_a_range_for_each_channel():
     low, high = (-1.0, 0.0, -4.0), (1.0, 8.0, 4.0)
     codec = ifmdc(Settings(low=low, high=high, levels=9))
@@ -189,50 +234,195 @@ def test_what_exceeds_the_residual_range_comes_with_the_next_frames():
     assert means == [0, 2, 4, 6, 8]
 
 
+# ---- blocks
+
+
+def coefficients(feature, settings):
+    """Of features that are clipped, from what is nearest to zero: float64, by frequency."""
+    low, high = np.float64(settings.low), np.float64(settings.high)
+    block = settings.block
+    x = np.clip(np.float64(feature), low, high) - np.clip(0, low, high)
+    n, height, width, channels = x.shape
+    parts = x.reshape(n, height // block, block, width // block, block, channels)
+    found = np.asarray(scipy.fft.dctn(parts, axes=(2, 4), norm="ortho"))
+    rows, columns = frequency_order(block).T
+    return np.moveaxis(found[:, :, rows, :, columns], 0, 3)  # [n, h / b, w / b, b * b, c]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"levels": 33, "key_levels": 17},
+        {"levels": 5, "key_levels": 257, "key_dead_zone": 0.8},
+        {"levels": 17, "dead_zone": 0.7},
+        {"levels": 9, "residual_divisor": 4},
+        {"low": (-2.0, 0.0, 1.0), "high": (4.0, 3.0, 5.0)},
+    ],
+)
+@pytest.mark.parametrize("block", [2, 4])
+def test_the_error_of_every_coefficient_is_bounded_at_every_frame(block, options):
+    settings = Settings(**({"low": -2.0, "high": 4.0, "levels": 9, "block": block} | options))
+    low, high = np.float64(settings.low), np.float64(settings.high)
+    origin = np.clip(0, low, high)
+    span = 2 * block * np.maximum(high - origin, origin - low)  # A, of each channel
+    # Of a mean 1, of its two neighbours 4/3, of all others 5/3.
+    relative = np.array([1, 4 / 3, 4 / 3, *[5 / 3] * (block**2 - 3)])[:, None]
+    residual = span * 2 / (settings.levels - 1) / settings.residual_divisor * relative
+    key = span / (settings.labels_of_key - 1) * relative
+    allowed_of_key = np.where(relative == 1, 0.5, settings.key_dead_zone) * key
+    allowed = settings.dead_zone * residual
+    # Rounding, in 2^-24: of x - origin, weights, products and sums b^2 + 3 times the norm of a
+    # block, which is at most A / 2; of its product with M / A, three times A / 2; then of A each,
+    # that of adding M / 2, of subtracting the level, and of dividing by the step (two).
+    slack = ((block**2 + 6) / 2 + 4) * 2**-24 * span
+    largest = np.zeros(2)
+    ends = run(ifmdc(settings), walk(32, shape=BLOCKY, speed=2.0), shape=BLOCKY)
+    for feature, _, symbols, there, _ in ends:
+        level = np.asarray(there.level).reshape(2, 8 // block, 12 // block, block**2, 3)
+        found = (level - settings.grid / 2) * (span / settings.grid)
+        error = np.abs(coefficients(feature, settings) - found)
+        if symbols.is_key:
+            assert np.all(error <= allowed_of_key + slack)
+            continue
+        # What exceeds B, which the least and the largest label tell, comes with later frames.
+        labels = np.asarray(symbols.labels).reshape(level.shape)
+        whole = (labels > 0) & (labels < settings.levels - 1) | (settings.residual_divisor == 1)
+        assert np.mean(whole) > 0.5
+        assert np.all((error <= allowed + slack) | ~whole)
+        reached = (error / allowed).reshape(-1, block**2, 3).max((0, 2), where=True)
+        largest = np.maximum(largest, [reached[0], reached[1:].max()])
+    assert np.all(largest > 0.8)  # the bound is one that is reached
+
+
+@pytest.mark.parametrize("block", [2, 4])
+def test_the_decoder_transforms_back(block):
+    settings = Settings(low=-2.0, high=4.0, levels=9, block=block)
+    span = 2 * block * 4.0
+    # As of the forward transform, and of adding the origin, with the norms of coefficients: those
+    # of a block's values, of b^2 that are half a step off at most.
+    slack = (block**2 + 6) * 2**-24 * span
+    for _, _, _, there, reconstruction in run(
+        ifmdc(settings), walk(20, shape=BLOCKY), shape=BLOCKY
+    ):
+        level = np.asarray(there.level).reshape(2, 8 // block, 12 // block, block**2, 3)
+        grid = np.zeros((2, 8 // block, block, 12 // block, block, 3))
+        rows, columns = frequency_order(block).T
+        values = (level - settings.grid / 2) * (span / settings.grid)
+        grid[:, :, rows, :, columns] = np.moveaxis(values, 3, 0)
+        expected = np.asarray(scipy.fft.idctn(grid, axes=(2, 4), norm="ortho")).reshape(BLOCKY)
+        np.testing.assert_allclose(
+            np.asarray(reconstruction), np.clip(expected, -2, 4), rtol=0, atol=slack
+        )
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-2.0, 4.0), (0.0, 3.0), (-0.3, 0.0), ((-0.1, 0.0, -7.0), (0.3, 0.7, 0.0))]
+)
+@pytest.mark.parametrize("block", [2, 4])
+def test_zero_stays_zero(block, low, high):
+    codec = ifmdc(Settings(low=low, high=high, levels=9, block=block, group_of_pictures=8))
+    for n, (feature, *_, reconstruction) in enumerate(
+        run(codec, (x.at[:, :4, :8].set(0) for x in walk(12, shape=BLOCKY)), shape=BLOCKY)
+    ):
+        quiet = np.asarray(reconstruction[:, :4, :8])
+        assert np.all(quiet == 0), n
+        assert np.any(reconstruction != 0)
+        assert np.all(feature[:, :4, :8] == 0)
+
+
+@pytest.mark.parametrize("block", [2, 4])
+def test_the_nearest_to_zero_stays_where_zero_is_out_of_range(block):
+    codec = ifmdc(Settings(low=(1.25, -4.0), high=(3.0, -0.3), levels=9, block=block))
+    feature = jnp.zeros((1, 4, 8, 2))
+    for *_, reconstruction in run(codec, [feature] * 3, shape=(1, 4, 8, 2)):
+        assert np.all(reconstruction == np.float32([1.25, -0.3]))
+
+
 # ---- the change mask
 
 
-def test_masked_out_positions_keep_their_level_and_the_others_are_coded_alike():
-    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9))
+def in_blocks(mask, block):
+    """Whether any position of each block is marked, `[streams, h / b, w / b]`."""
+    n, height, width = mask.shape
+    return mask.reshape(n, height // block, block, width // block, block).any((2, 4))
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.2, 1.0])
+def test_what_is_masked_out_keeps_its_level_and_all_else_is_coded_alike(share, block):
+    shape = (2, 15 * block, 17 * block, 3)  # more positions, or blocks, than a chunk
+    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=33, block=block))
     encode = jax.jit(codec.encode)
-    first, second = walk(2)
-    state, _ = encode(codec.init(SHAPE), first, jnp.zeros(SHAPE[:3], bool))  # a key frame is whole
-    whole, _ = encode(codec.init(SHAPE), first)
+    first, second = walk(2, shape=shape, speed=1.0)
+    # A key frame is whole, whatever the mask says.
+    state, _ = encode(codec.init(shape), first, jnp.zeros(shape[:3], bool))
+    whole, _ = encode(codec.init(shape), first)
     np.testing.assert_array_equal(state.level, whole.level)
-    change = jnp.asarray(np.random.default_rng(3).random(SHAPE[:3]) < 0.4)
-    masked, symbols = encode(state, second, change)
+
+    change = np.random.default_rng(3).random(shape[:3]) < share / block
+    touched = in_blocks(change, block)
+    # Blocks that nothing touches are not even read: NaN there does no harm.
+    read = touched.repeat(block, 1).repeat(block, 2)[..., None]
+    masked, symbols = encode(state, jnp.where(read, second, jnp.nan), jnp.asarray(change))
     dense, expected = encode(state, second)
-    keep = change[..., None]
-    np.testing.assert_array_equal(symbols.labels, jnp.where(keep, expected.labels, 4))
+    keep = touched[..., None]
+    np.testing.assert_array_equal(symbols.labels, jnp.where(keep, expected.labels, 16))
     np.testing.assert_array_equal(masked.level, jnp.where(keep, dense.level, state.level))
+    if share == 0.2:
+        assert 0.1 < touched.mean() < 0.9
+        assert np.any(symbols.labels != 16)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
-def test_masks_of_any_size_on_more_positions_than_a_chunk(share):
-    shape = (2, 15, 17, 3)
-    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9))
-    encode = jax.jit(codec.encode)
-    first, second = walk(2, shape=shape)
-    state, _ = encode(codec.init(shape), first)
-    change = jnp.asarray(np.random.default_rng(3).random(shape[:3]) < share)
-    # What is masked out is not even read: NaN there does no harm.
-    poisoned = jnp.where(change[..., None], second, jnp.nan)
-    masked, symbols = encode(state, poisoned, change)
-    dense, expected = encode(state, second)
-    np.testing.assert_array_equal(symbols.labels, jnp.where(change[..., None], expected.labels, 4))
-    np.testing.assert_array_equal(
-        masked.level, jnp.where(change[..., None], dense.level, state.level)
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_a_block_is_coded_whole_where_one_position_is_marked(block):
+    shape = (1, 4, 8, 1)
+    codec = ifmdc(Settings(low=0.0, high=8.0, levels=9, block=block))
+    change = jnp.zeros(shape[:3], bool).at[0, 1, 6].set(True)
+    here = there = codec.init(shape)
+    for feature in (jnp.zeros(shape), jnp.full(shape, 8.0)):
+        here, symbols = codec.encode(here, feature, change)
+        there, reconstruction = codec.decode(there, symbols)
+    row, column = 1 // block * block, 6 // block * block
+    expected = np.zeros(shape)
+    expected[:, row : row + block, column : column + block] = 8
+    np.testing.assert_allclose(np.asarray(reconstruction), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_what_exceeds_the_residual_range_waits_for_the_mask_or_a_key_frame(block):
+    shape = (1, 4, 4, 1)
+    codec = ifmdc(
+        Settings(
+            low=0.0,
+            high=8.0,
+            levels=5,
+            residual_divisor=4 if block == 1 else 8,
+            group_of_pictures=7,
+            block=block,
+        )
     )
+    marked = [True, True, False, False, True, False, False, False]
+    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
+    here = there = codec.init(shape)
+    means = []
+    for n, mark in enumerate(marked):
+        feature = jnp.full(shape, 0.0 if n == 0 else 8.0)
+        here, symbols = encode(here, feature, jnp.full(shape[:3], mark))
+        there, reconstruction = decode(there, symbols)
+        means.append(float(reconstruction.mean()))
+    assert means == [0, 2, 2, 2, 4, 4, 4, 8]
 
 
 # ---- losses
 
 
-def test_a_lost_frame_is_noticed_and_repaired_at_the_next_key_frame():
-    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=6))
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_lost_frame_is_noticed_and_repaired_at_the_next_key_frame(block):
+    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=6, block=block))
     encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    here = there = codec.init(SHAPE)
-    for n, feature in enumerate(walk(14)):
+    here = there = codec.init(BLOCKY)
+    for n, feature in enumerate(walk(14, shape=BLOCKY)):
         here, symbols = encode(here, feature)
         if n == 3:
             continue
@@ -256,18 +446,19 @@ def test_a_decoder_that_starts_late_waits_for_a_key_frame():
             assert there.intact == (n >= 6)
 
 
+@pytest.mark.parametrize("block", [1, 2, 4])
 @pytest.mark.parametrize("stage", ["fixed", "huffman", "arithmetic"])
-def test_a_corrupted_packet_is_repaired_at_the_next_key_frame(stage):
-    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, key_levels=17, group_of_pictures=5))
-    header = Header(
-        shape=SHAPE, low=-2.0, high=4.0, levels=9, key_levels=17, group_of_pictures=5, stage=stage
+def test_a_corrupted_packet_is_repaired_at_the_next_key_frame(stage, block):
+    settings = Settings(
+        low=-2.0, high=4.0, levels=9, key_levels=17, group_of_pictures=5, block=block
     )
+    codec = ifmdc(settings)
     file = io.BytesIO()
-    writer = BitstreamWriter(file, header)
+    writer = BitstreamWriter(file, header_of(settings, shape=BLOCKY, stage=stage))
     encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    here = codec.init(SHAPE)
+    here = codec.init(BLOCKY)
     levels, starts = [], []
-    for feature in walk(12):
+    for feature in walk(12, shape=BLOCKY):
         here, symbols = encode(here, feature)
         starts.append(file.tell())
         writer.write(np.asarray(symbols.labels))
@@ -276,7 +467,7 @@ def test_a_corrupted_packet_is_repaired_at_the_next_key_frame(stage):
     data = bytearray(file.getvalue())
     data[starts[6] + 14] ^= 16  # in the payload of frame 6
 
-    there = codec.init(SHAPE)
+    there = codec.init(BLOCKY)
     seen = []
     for frame in BitstreamReader(io.BytesIO(bytes(data)), skip_damaged=True):
         symbols = Symbols(*map(jnp.asarray, (frame.labels, frame.is_key, frame.number)))
@@ -285,6 +476,39 @@ def test_a_corrupted_packet_is_repaired_at_the_next_key_frame(stage):
         np.testing.assert_array_equal(there.level, levels[frame.number])
         seen.append(frame.number)
     assert seen == [0, 1, 2, 3, 4, 5, 10, 11]
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_file_gives_back_what_the_encoder_holds(block):
+    settings = Settings(
+        low=(-2.0, 0.0, 1.0),
+        high=(4.0, 3.0, 5.0),
+        levels=5,
+        key_levels=17,
+        group_of_pictures=4,
+        residual_divisor=2,
+        block=block,
+        dead_zone=0.7,
+        key_dead_zone=0.6,
+    )
+    features = list(walk(9, shape=BLOCKY, speed=1.0))
+    change = jnp.asarray(np.random.default_rng(0).random(BLOCKY[:3]) < 0.3)
+    ends = run(ifmdc(settings), features, change, shape=BLOCKY)
+    expected = [np.asarray(reconstruction) for *_, reconstruction in ends]
+    for stage, scan in (("fixed", "hwc"), ("huffman", "chw"), ("arithmetic", "chw")):
+        scanned = dataclasses.replace(settings, scan=scan)
+        file = io.BytesIO()
+        writer = FeatureWriter(file, scanned, shape=BLOCKY, stage=stage)
+        sizes = [writer.write(feature, change=change)[0] for feature in features]
+        writer.close()
+        reader = FeatureReader(io.BytesIO(file.getvalue()))
+        assert reader.header == header_of(scanned, shape=BLOCKY, stage=stage)
+        frames = list(reader)
+        assert [frame.bits for frame in frames] == [8 * size for size in sizes]
+        np.testing.assert_array_equal([frame.map for frame in frames], expected)
 
 
 # ---- calibration

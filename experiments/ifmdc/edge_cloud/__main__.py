@@ -94,6 +94,7 @@ def edge(
     fps: float | None = None,
     max_frames: int | None = None,
     levels: int = 33,
+    block: int = 4,
     group_of_pictures: int = 15,
     stage: Literal["fixed", "huffman", "arithmetic"] = "arithmetic",
     incremental: bool = False,
@@ -124,6 +125,8 @@ def edge(
         or 25; cameras and streams have their own pace.
       max_frames: Stop after this many frames.
       levels: k, the labels of a residual, odd: more is finer and takes more bits.
+      block: Side of the blocks whose cosine transform is coded, which takes half the bits or less;
+        1 codes values, as the paper does.
       group_of_pictures: From key frame to key frame.
       stage: How labels become bits: fixed (R1), huffman (R2) or arithmetic (R3, the smallest).
       incremental: Whether the front computes only what changed.
@@ -159,7 +162,9 @@ def edge(
             if truth is not None:
                 persons = drawn_boxes(truth, video.name, size=network.size)
         first = list(itertools.islice(frames, _CALIBRATION))
-        settings = calibrated(network, first, levels=levels, group_of_pictures=group_of_pictures)
+        settings = calibrated(
+            network, first, levels=levels, block=block, group_of_pictures=group_of_pictures
+        )
     except (ValueError, OSError) as error:
         raise UsageError(one_line(error)) from error
     pace = (math.inf if live else video.fps or 25.0) if fps is None else fps or None
@@ -193,6 +198,7 @@ def edge(
         "source": video.name if isinstance(video, Scene) else pathlib.PurePath(video.name).name,
         "camera_fps": pace if pace is not None and math.isfinite(pace) else None,
         "levels": levels,
+        "block": block,
         "group_of_pictures": group_of_pictures,
         "stage": stage,
         "incremental": incremental,
@@ -217,6 +223,7 @@ def demo(
     fps: float | None = None,
     max_frames: int | None = 100,
     levels: int = 33,
+    block: int = 4,
     group_of_pictures: int = 15,
     stage: Literal["fixed", "huffman", "arithmetic"] = "arithmetic",
     incremental: bool = False,
@@ -238,6 +245,7 @@ def demo(
       fps: As for edge.
       max_frames: Stop after this many frames.
       levels: As for edge.
+      block: As for edge.
       group_of_pictures: As for edge.
       stage: As for edge.
       incremental: As for edge.
@@ -269,6 +277,7 @@ def demo(
             fps=fps,
             max_frames=max_frames,
             levels=levels,
+            block=block,
             group_of_pictures=group_of_pictures,
             stage=stage,
             incremental=incremental,

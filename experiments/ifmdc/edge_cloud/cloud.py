@@ -162,7 +162,7 @@ class Cloud:
             raise _RefusedError(printable(str(error))) from error
         # Compiled before the edge is let in: its first frame is not to wait for that.
         state = init(header.shape)
-        still = jnp.zeros(header.shape, jnp.int16)
+        still = jnp.zeros(header.coded_shape, jnp.int16)
         jax.block_until_ready(decode(state, Symbols(still, jnp.asarray(True), jnp.int32(0))))
         connection.send(Kind.WELCOME)
         self._log(f"{name}: an edge, {header.stage} coding, {header.levels} levels")

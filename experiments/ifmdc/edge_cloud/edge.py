@@ -121,27 +121,46 @@ class _Flight(NamedTuple):
 
 
 def calibrated(
-    network: SplitNetwork, frames: Iterable[np.ndarray], *, levels: int, group_of_pictures: int
+    network: SplitNetwork,
+    frames: Iterable[np.ndarray],
+    *,
+    levels: int,
+    block: int,
+    group_of_pictures: int,
 ) -> Settings:
     """Settings with the clip range of some frames' features (percentiles 0.1 and 99.9).
 
+    With blocks, key frames have the steps of residuals, and coefficients dead zones, as in
+    `experiments.ifmdc.rate_accuracy`.
+
     Raises:
       EdgeError: the features are constant.
+      ValueError: the options do not fit each other, or the features.
     """
+    height, width = network.feature.shape[1:3]
+    if block < 1 or height % block or width % block:
+        raise ValueError(f"block must divide the features' {height} x {width}, got {block}")
     front = jax.jit(network.front)
     features = [np.asarray(front(network.params, jnp.asarray(x)[None])) for x in frames]
     try:
         low, high = clip_range(np.concatenate(features))
     except ValueError as error:
         raise EdgeError(f"cannot choose a clip range: {one_line(error)}") from error
-    return Settings(low=low, high=high, levels=levels, group_of_pictures=group_of_pictures)
+    common: dict[str, Any] = {
+        "low": low, "high": high, "levels": levels, "group_of_pictures": group_of_pictures
+    }  # fmt: skip
+    if block == 1:
+        return Settings(**common)
+    return Settings(
+        **common, key_levels=(levels + 1) // 2 | 1, block=block, dead_zone=0.7, key_dead_zone=0.6
+    )
 
 
 class Encoded(NamedTuple):
     """One frame, quantised.
 
     Attributes:
-      labels: `int16[1, h, w, c]`.
+      labels: `int16[1, h, w, c]`, of blocks where the settings have them.
       is_key: whether it stands for itself.
       front_seconds: what the front of the network took.
       quantise_seconds: what the codec took, up to these labels.
