@@ -93,6 +93,13 @@ def _runs(subject: Subject, clip: Range) -> Iterator[tuple[str, str, Callable[[]
             name,
             lambda chosen=chosen, skip=skip: code_ifmdc(subject, chosen, skip=skip),
         )
+    for name in ("k=3", "k=5", "k=9", "k=17"):
+        chosen = settings(PAPER[name] | {"scan": "hwc"})
+        yield (
+            "IFMDC, HWC scan",
+            name,
+            lambda chosen=chosen: code_ifmdc(subject, chosen, stages=("R1", "R2")),
+        )
     for levels in (2, 3, 4, 6, 9, 17):
         yield (
             "lightweight",

@@ -23,6 +23,7 @@ STYLES = {
 """How each curve is drawn; R0, a bound, is none."""
 
 BEST = "IFMDC + DCT R3"
+SENSITIVE = "QP 45"
 
 
 def curves_of(entry: dict[str, Any], kind: str) -> dict[str, tuple[list[float], list[float]]]:
@@ -45,6 +46,7 @@ def summarise(results: Results, folder: pathlib.Path) -> None:
         entry["summary"] = {kind: _summary(entry, kind) for kind in KINDS}
         _show(name, entry)
         results.save(name, entry)
+    _show_sensitivity(subjects)
     _draw_curves(subjects, folder / "curves.png")
     _draw_sensitivity(subjects, folder / "sensitivity.png")
     _draw_wins(subjects, folder / "wins.png")
@@ -65,6 +67,23 @@ def _summary(entry: dict[str, Any], kind: str) -> dict[str, Any]:
             if ours in curves and name != ours and min(len(rate), len(curves[ours][0])) >= 4:
                 found[key][name] = _number(bjontegaard_delta_rate(rate, level, *curves[ours]))
     return found
+
+
+def _show_sensitivity(subjects: dict[str, Any]) -> None:
+    """Whether IFMDC gains where HEVC on the video loses: the paper's Figures 7 and 9."""
+    table = Table(
+        "sequence, model", f"AP lost by HEVC video at {SENSITIVE}, %", "HEVC / IFMDC, bits"
+    )
+    for name, entry in subjects.items():
+        row = entry["methods"].get("HEVC video", {}).get(SENSITIVE)
+        rates = entry["summary"]["predicted"]["rate_at_2_percent"]
+        video, best = rates.get("HEVC video"), rates.get(BEST)
+        table.add_row(
+            name,
+            "-" if row is None else f"{100 * (1 - row['ap50'] / entry['dense']):.1f}",
+            "-" if not (video and best) else f"{video / best:.2f}",
+        )
+    console.print(table)
 
 
 def _number(value: float) -> float | None:
