@@ -1,5 +1,6 @@
 import dataclasses
 import io
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -239,7 +240,7 @@ def test_what_exceeds_the_residual_range_comes_with_the_next_frames():
 
 def coefficients(feature, settings):
     """Of features that are clipped, from what is nearest to zero: float64, by frequency."""
-    low, high = np.float64(settings.low), np.float64(settings.high)
+    low, high = (np.asarray(end, np.float64) for end in (settings.low, settings.high))
     block = settings.block
     x = np.clip(np.float64(feature), low, high) - np.clip(0, low, high)
     n, height, width, channels = x.shape
@@ -263,7 +264,7 @@ def coefficients(feature, settings):
 @pytest.mark.parametrize("block", [2, 4])
 def test_the_error_of_every_coefficient_is_bounded_at_every_frame(block, options):
     settings = Settings(**({"low": -2.0, "high": 4.0, "levels": 9, "block": block} | options))
-    low, high = np.float64(settings.low), np.float64(settings.high)
+    low, high = (np.asarray(end, np.float64) for end in (settings.low, settings.high))
     origin = np.clip(0, low, high)
     span = 2 * block * np.maximum(high - origin, origin - low)  # A, of each channel
     # Of a mean 1, of its two neighbours 4/3, of all others 5/3.
@@ -316,9 +317,7 @@ def test_the_decoder_transforms_back(block):
         )
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(-2.0, 4.0), (0.0, 3.0), (-0.3, 0.0), ((-0.1, 0.0, -7.0), (0.3, 0.7, 0.0))]
-)
+@pytest.mark.parametrize(("low", "high"), [(-2.0, 4.0), ((-0.1, 0.0, -7.0), (0.3, 0.7, 0.0))])
 @pytest.mark.parametrize("block", [2, 4])
 def test_zero_stays_zero(block, low, high):
     codec = ifmdc(Settings(low=low, high=high, levels=9, block=block, group_of_pictures=8))
@@ -336,21 +335,14 @@ def test_the_nearest_to_zero_stays_where_zero_is_out_of_range(block):
     codec = ifmdc(Settings(low=(1.25, -4.0), high=(3.0, -0.3), levels=9, block=block))
     feature = jnp.zeros((1, 4, 8, 2))
     for *_, reconstruction in run(codec, [feature] * 3, shape=(1, 4, 8, 2)):
-        assert np.all(reconstruction == np.float32([1.25, -0.3]))
+        assert np.all(reconstruction == np.array([1.25, -0.3], np.float32))
 
 
 # ---- the change mask
 
 
-def in_blocks(mask, block):
-    """Whether any position of each block is marked, `[streams, h / b, w / b]`."""
-    n, height, width = mask.shape
-    return mask.reshape(n, height // block, block, width // block, block).any((2, 4))
-
-
 @pytest.mark.parametrize("block", [1, 2, 4])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.2, 1.0])
-def test_what_is_masked_out_keeps_its_level_and_all_else_is_coded_alike(share, block):
+def test_what_is_masked_out_keeps_its_level_and_all_else_is_coded_alike(block):
     shape = (2, 15 * block, 17 * block, 3)  # more positions, or blocks, than a chunk
     codec = ifmdc(Settings(low=-2.0, high=4.0, levels=33, block=block))
     encode = jax.jit(codec.encode)
@@ -359,19 +351,23 @@ def test_what_is_masked_out_keeps_its_level_and_all_else_is_coded_alike(share, b
     state, _ = encode(codec.init(shape), first, jnp.zeros(shape[:3], bool))
     whole, _ = encode(codec.init(shape), first)
     np.testing.assert_array_equal(state.level, whole.level)
-
-    change = np.random.default_rng(3).random(shape[:3]) < share / block
-    touched = in_blocks(change, block)
-    # Blocks that nothing touches are not even read: NaN there does no harm.
-    read = touched.repeat(block, 1).repeat(block, 2)[..., None]
-    masked, symbols = encode(state, jnp.where(read, second, jnp.nan), jnp.asarray(change))
     dense, expected = encode(state, second)
-    keep = touched[..., None]
-    np.testing.assert_array_equal(symbols.labels, jnp.where(keep, expected.labels, 16))
-    np.testing.assert_array_equal(masked.level, jnp.where(keep, dense.level, state.level))
-    if share == 0.2:
-        assert 0.1 < touched.mean() < 0.9
-        assert np.any(symbols.labels != 16)
+    # One chunk exactly, one block more, all.
+    some = np.random.default_rng(3).permutation(510).reshape(2, 15, 17)
+    for count in (0, 1, 5, 128, 129, 300, 510):
+        touched = some < count
+        # One position of each block, a different one from block to block.
+        i, j, k = np.nonzero(touched)
+        change = np.zeros(shape[:3], bool)
+        change[i, j * block + (j + k) % block, k * block + k // 2 % block] = True
+        # Blocks that nothing touches are not even read: NaN there does no harm.
+        read = touched.repeat(block, 1).repeat(block, 2)[..., None]
+        masked, symbols = encode(state, jnp.where(read, second, jnp.nan), jnp.asarray(change))
+        # In chunks the transform may round otherwise; that it shows takes a tie of two labels.
+        keep = touched[..., None]
+        np.testing.assert_array_equal(symbols.labels, jnp.where(keep, expected.labels, 16))
+        np.testing.assert_array_equal(masked.level, jnp.where(keep, dense.level, state.level))
+        assert count < 5 or np.any(symbols.labels != 16)
 
 
 @pytest.mark.parametrize("block", [1, 2, 4])
@@ -379,14 +375,12 @@ def test_a_block_is_coded_whole_where_one_position_is_marked(block):
     shape = (1, 4, 8, 1)
     codec = ifmdc(Settings(low=0.0, high=8.0, levels=9, block=block))
     change = jnp.zeros(shape[:3], bool).at[0, 1, 6].set(True)
-    here = there = codec.init(shape)
-    for feature in (jnp.zeros(shape), jnp.full(shape, 8.0)):
-        here, symbols = codec.encode(here, feature, change)
-        there, reconstruction = codec.decode(there, symbols)
+    features = [jnp.zeros(shape), jnp.full(shape, 8.0)]
+    *_, last = run(codec, features, change, shape=shape)
     row, column = 1 // block * block, 6 // block * block
     expected = np.zeros(shape)
     expected[:, row : row + block, column : column + block] = 8
-    np.testing.assert_allclose(np.asarray(reconstruction), expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(last[-1], expected)
 
 
 @pytest.mark.parametrize("block", [1, 2])
@@ -438,11 +432,12 @@ def test_a_lost_frame_is_noticed_and_repaired_at_the_next_key_frame(block):
 
 def test_a_decoder_that_starts_late_waits_for_a_key_frame():
     codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=6))
+    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
     here = there = codec.init(SHAPE)
     for n, feature in enumerate(walk(9)):
-        here, symbols = codec.encode(here, feature)
+        here, symbols = encode(here, feature)
         if n >= 2:
-            there, _ = codec.decode(there, symbols)
+            there, _ = decode(there, symbols)
             assert there.intact == (n >= 6)
 
 
@@ -498,7 +493,8 @@ def test_a_file_gives_back_what_the_encoder_holds(block):
     change = jnp.asarray(np.random.default_rng(0).random(BLOCKY[:3]) < 0.3)
     ends = run(ifmdc(settings), features, change, shape=BLOCKY)
     expected = [np.asarray(reconstruction) for *_, reconstruction in ends]
-    for stage, scan in (("fixed", "hwc"), ("huffman", "chw"), ("arithmetic", "chw")):
+    ways: Any = (("fixed", "hwc"), ("huffman", "chw"), ("arithmetic", "chw"))
+    for stage, scan in ways:
         scanned = dataclasses.replace(settings, scan=scan)
         file = io.BytesIO()
         writer = FeatureWriter(file, scanned, shape=BLOCKY, stage=stage)

@@ -52,14 +52,16 @@ class Settings:
       scan: the order of labels in run-length tokens: channel by channel as in Darknet, or
         position by position.
       residual_divisor: residuals are quantised over `-B .. B`, `B = A / residual_divisor`; 1 is the
-        paper's. More makes steps finer at equal k; what exceeds B waits for the next frame.
+        paper's. More makes steps finer at equal k; what exceeds B waits for the next frame, and
+        where a mask says what changed, until the position is marked again or for a key frame.
       dead_zone: in residual steps, 0.5 or more: what moved by less counts as unchanged. 0.5 is the
         paper's quantiser. The decoder need not know.
       block: side of the square blocks whose discrete cosine transform is coded, a divisor of the
-        map's height and width; 1 codes values, as the paper does. With more, `A = 2 b max |f|` of
-        the clipped features is what coefficients span, all of them around zero; k and k_key count
-        steps of a block's mean, those of the first other frequencies are 4/3 of it, of all higher
-        ones 5/3; and k_key must be odd.
+        map's height and width; 1 codes values, as the paper does. With more, `A = 2 b max |f - z|`
+        of the clipped features is what coefficients of `f - z` span, all of them around zero, z
+        being the kept value that is nearest to zero; k and k_key count steps of a block's mean,
+        those of the first other frequencies are 4/3 of it, of all higher ones 5/3; and k_key must
+        be odd.
       key_dead_zone: as `dead_zone`, of coefficients in key frames other than a block's mean.
 
     Raises:
@@ -237,7 +239,8 @@ def ifmdc(settings: Settings) -> FeatureCodec:
 
     Approximate because it rounds: `|clip(f) - rec| <= A / (k - 1)` at every frame where
     `residual_divisor = 1`, `dead_zone = 0.5` and `block = 1`, nothing is masked, and
-    `k_key >= (k + 1) / 2`. With blocks the same holds for coefficients, times their coarseness.
+    `k_key >= (k + 1) / 2`. With blocks the same holds for coefficients (`key_dead_zone = 0.5`),
+    with their A, times 1, 4/3 or 5/3 by frequency.
     Exact between the ends: both hold the same integers, for ever.
 
     >>> codec = ifmdc(Settings(low=0.0, high=4.0, levels=5, group_of_pictures=2))
