@@ -480,5 +480,6 @@ def _pack(kind: int, number: int, payload: bytes, seed: int) -> bytes:
 
 
 def _most_bytes(header: Header) -> int:
-    """More than the largest payload of any stage: 48 bits a label, and code tables."""
-    return 6 * math.prod(header.shape) + 2 * max(header.levels, header.key_levels) + 1024
+    """More than the largest payload of any stage: of a label at most four symbols of 24 bits each,
+    which is what arithmetic coding may come to, and code tables."""
+    return 12 * math.prod(header.shape) + 2 * max(header.levels, header.key_levels) + 1024

@@ -1,4 +1,5 @@
 import io
+import math
 import struct
 import zlib
 
@@ -17,6 +18,11 @@ from dynvid.coding.errors import BitstreamError
 
 SHAPE = (2, 4, 5, 3)
 STAGES = ("fixed", "huffman", "arithmetic")
+BLOCKS = {  # options of headers, by the side of blocks
+    1: {},
+    2: {"shape": (2, 4, 6, 3), "block": 2},
+    4: {"shape": (1, 4, 8, 2), "block": 4},
+}
 
 
 def header_of(**options):
@@ -39,10 +45,10 @@ def frames_of(header, count, *, seed=0):
     rng = np.random.default_rng(seed)
     for n in range(count):
         if n % header.group_of_pictures == 0:
-            yield rng.integers(0, header.key_levels, header.shape)
+            yield rng.integers(0, header.key_levels, header.coded_shape)
         else:
-            quiet = rng.random(header.shape) < 0.8
-            changes = rng.integers(0, header.levels, header.shape)
+            quiet = rng.random(header.coded_shape) < 0.8
+            changes = rng.integers(0, header.levels, header.coded_shape)
             yield np.where(quiet, header.levels // 2, changes)
 
 
@@ -59,9 +65,11 @@ def read(data, **options):
 
 
 @pytest.mark.parametrize("scan", ["chw", "hwc"])
+@pytest.mark.parametrize("block", [1, 2, 4])
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_was_written_is_read(stage, scan):
-    header = header_of(stage=stage, scan=scan)
+def test_what_was_written_is_read(stage, block, scan):
+    header = header_of(stage=stage, scan=scan, **BLOCKS[block])
+    assert math.prod(header.coded_shape) == math.prod(header.shape)
     labels = list(frames_of(header, 10))
     data, sizes = written(header, labels)
     reader = BitstreamReader(io.BytesIO(data))
@@ -83,12 +91,16 @@ def test_every_field_of_the_header_comes_back():
         key_levels=257,
         group_of_pictures=7,
         residual_divisor=4,
+        shape=(2, 6, 9, 3),
+        block=3,
         scan="hwc",
         stage="huffman",
         dtype="bfloat16",
     )
     back = BitstreamReader(io.BytesIO(header.to_bytes())).header
     assert back.low == tuple(np.float32(header.low).tolist())
+    assert (back.shape, back.block) == ((2, 6, 9, 3), 3)
+    assert back.coded_shape == (2, 2, 3, 27)
     assert back.to_bytes() == header.to_bytes()
 
 
@@ -118,9 +130,9 @@ def test_an_empty_bitstream():
     assert read(data) == []
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_truncation_is_an_error(stage):
-    header = header_of(stage=stage)
+@pytest.mark.parametrize(("stage", "block"), [*((s, 1) for s in STAGES), ("fixed", 4)])
+def test_every_truncation_is_an_error(stage, block):
+    header = header_of(stage=stage, **BLOCKS[block])
     data, _ = written(header, frames_of(header, 6))
     for end in range(len(data)):
         for skip in (False, True):
@@ -128,17 +140,18 @@ def test_every_truncation_is_an_error(stage):
                 read(data[:end], skip_damaged=skip)
 
 
+@pytest.mark.parametrize("block", [1, 2, 4])
 @pytest.mark.parametrize("stage", STAGES)
-def test_no_mutation_is_silently_wrong(stage):
-    """Over two thousand mutated streams: refused, or (where skipped) only true frames."""
-    header = header_of(stage=stage)
+def test_no_mutation_is_silently_wrong(stage, block):
+    """Three thousand mutated streams: refused, or (where skipped) only true frames."""
+    header = header_of(stage=stage, **BLOCKS[block])
     labels = list(frames_of(header, 9))
     data, _ = written(header, labels)
     other, _ = written(header, frames_of(header, 9, seed=1))
-    stranger = header_of(stage=stage, group_of_pictures=5)
+    stranger = header_of(stage=stage, group_of_pictures=5, **BLOCKS[block])
     foreign, _ = written(stranger, frames_of(stranger, 9))
-    rng = np.random.default_rng(STAGES.index(stage))
-    for _ in range(1000 if stage != "arithmetic" else 200):
+    rng = np.random.default_rng(3 * block + STAGES.index(stage))
+    for _ in range(450 if stage != "arithmetic" else 150):
         damaged = bytearray(data)
         kind = rng.integers(6)
         at, size = int(rng.integers(len(data))), int(rng.integers(1, 40))
@@ -167,9 +180,9 @@ def test_no_mutation_is_silently_wrong(stage):
     assert read(other)  # another stream of the same header is as good as this one
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_damaged_packets_are_skipped_up_to_the_next_key_frame(stage):
-    header = header_of(stage=stage)
+@pytest.mark.parametrize(("stage", "block"), [*((s, 1) for s in STAGES), ("arithmetic", 2)])
+def test_damaged_packets_are_skipped_up_to_the_next_key_frame(stage, block):
+    header = header_of(stage=stage, **BLOCKS[block])
     labels = list(frames_of(header, 12))
     data, sizes = written(header, labels)
     starts = len(header.to_bytes()) + np.cumsum([0] + [size for size, _ in sizes])
@@ -234,11 +247,15 @@ def test_headers_that_lie_are_refused_whatever_their_checksum():
         (12, struct.pack("<I", MOST_VALUES), "shape must be"),
         (16, b"\x09", "makes no sense"),
         (18, b"\x03", "makes no sense"),
-        (19, struct.pack("<H", 8), "levels must be odd"),
-        (21, struct.pack("<H", 1), "key_levels must be"),
-        (23, struct.pack("<I", 0), "group_of_pictures must be"),
-        (31, struct.pack("<f", float("nan")), "low must be below high"),
-        (31, struct.pack("<f", 3.0), "low must be below high"),
+        (19, b"\x00", "block must be of 1 .. 16 and divide 4 x 5, got 0"),
+        (19, b"\x02", "block must be of 1 .. 16 and divide 4 x 5, got 2"),
+        (19, b"\xff", "block must be of 1 .. 16 and divide 4 x 5, got 255"),
+        (20, struct.pack("<H", 8), "levels must be odd"),
+        (22, struct.pack("<H", 1), "key_levels must be"),
+        (24, struct.pack("<I", 0), "group_of_pictures must be"),
+        (28, struct.pack("<I", 0), "residual_divisor must be"),
+        (32, struct.pack("<f", float("nan")), "low must be below high"),
+        (32, struct.pack("<f", 3.0), "low must be below high"),
     ]:
         changed = good[: fields + offset] + packed + good[fields + offset + len(packed) :]
         with pytest.raises(BitstreamError, match=message):
@@ -272,6 +289,9 @@ def test_what_does_not_fit_the_header_is_not_written():
     writer.write(np.full(SHAPE, 16))
     with pytest.raises(ValueError, match=r"labels must be of 0 .. 8"):
         writer.write(np.full(SHAPE, 16))
+    blocks = BitstreamWriter(file, header_of(**BLOCKS[2]))
+    with pytest.raises(ValueError, match=r"labels must be integers \(2, 2, 3, 12\)"):
+        blocks.write(np.zeros((2, 4, 6, 3), int))
 
 
 @pytest.mark.parametrize(
@@ -285,6 +305,10 @@ def test_what_does_not_fit_the_header_is_not_written():
         ({"low": (0.0, 1.0)}, "one for each of 3 channels"),
         ({"high": -1.0}, "low must be below high"),
         ({"shape": (1, 1, 1, 20_000)}, "16384 channels at most"),
+        ({"block": 0}, "block must be of 1 .. 16 and divide 4 x 5, got 0"),
+        ({"block": 4}, "block must be of 1 .. 16 and divide 4 x 5, got 4"),
+        ({"shape": (1, 17, 17, 1), "block": 17}, "block must be of 1 .. 16"),
+        ({**BLOCKS[2], "key_levels": 16}, "key_levels must be odd with blocks, got 16"),
     ],
 )
 def test_headers_that_cannot_be(options, message):

@@ -54,7 +54,7 @@ BLOCKS = {
         "dead_zone": 0.7,
         "key_dead_zone": 0.6,
     }
-    for k in (13, 17, 21, 25, 29, 37, 49, 65)
+    for k in (9, 13, 17, 21, 25, 29, 37, 49, 65)
 }
 """Coefficients of blocks of 4x4; key frames with the same steps as residuals."""
 
