@@ -72,7 +72,7 @@ def measure(subject: Subject, results: Results) -> None:
         if setting in rows:
             continue
         rows[setting] = row_of(subject, code(), f"{method}, {setting}")
-        console.print(f"{subject.name}: {method}, {setting}: {_short(rows[setting])}")
+        console.print(f"{subject.name}: {method}, {setting}: {short(rows[setting])}")
         results.save(subject.name, entry)
 
 
@@ -133,6 +133,7 @@ def _calibrate(subject: Subject) -> dict[str, Any]:
 
 
 def row_of(subject: Subject, coded: Coded, what: str) -> dict[str, Any]:
+    """What the results hold of a coded sequence."""
     rates = {
         stage: bits_per_pixel(sizes, coded.predicted, pixels=PIXELS)._asdict()
         for stage, sizes in coded.sizes.items()
@@ -145,7 +146,8 @@ def row_of(subject: Subject, coded: Coded, what: str) -> dict[str, Any]:
     } | coded.details  # fmt: skip
 
 
-def _short(row: dict[str, Any]) -> str:
+def short(row: dict[str, Any]) -> str:
+    """The row in one line."""
     rates = ", ".join(
         f"{stage} {r['predicted']:.4f} / {r['all_frames']:.4f}" for stage, r in row["bpp"].items()
     )

@@ -11,47 +11,51 @@ from rich.progress import track
 import dynvid
 from dynvid.coding.context import ContextCoder
 from dynvid.systems.ifmdc import Settings, ifmdc
-from experiments.ifmdc.rate_accuracy.curves import BLOCKS, PAPER, row_of
+from experiments.ifmdc.rate_accuracy.curves import BLOCKS, PAPER, row_of, short
 from experiments.ifmdc.rate_accuracy.methods import GOP, Range, code_ifmdc
 from experiments.ifmdc.rate_accuracy.results import Results
 from experiments.ifmdc.rate_accuracy.subjects import Subject
 from experiments.incremental_speed.run import console
 
-THETA, TRUNCATION = 15, 0.5
-"""Of the incremental front: of 255, and relative to a layer's root mean square."""
+FRONTS = {"theta 15, tau 0.5": (15, 0.5), "theta 10, tau 0.2": (10, 0.2)}
+"""Thresholds, of 255, and truncations, relative to a layer's root mean square."""
 
-CASES = {f"IFMDC, {k}": PAPER[k] for k in ("k=5", "k=9", "k=17")} | {
-    f"IFMDC + DCT, {k}": BLOCKS[k] for k in ("k=17", "k=21", "k=25", "k=29", "k=37")
+CASES = {
+    "IFMDC": {k: PAPER[k] for k in ("k=5", "k=9", "k=17")},
+    "IFMDC + DCT": {k: BLOCKS[k] for k in ("k=17", "k=21", "k=25", "k=29", "k=37")},
 }
-TIMED = ("IFMDC, k=9", "IFMDC + DCT, k=29")
+TIMED = (("IFMDC", "k=9"), ("IFMDC + DCT", "k=29"))
 
 
 def measure(subject: Subject, results: Results) -> None:
-    """The rate at equal AP with the dense front and with the incremental one, and the times."""
+    """AP against rate with incremental fronts, whose masks the codec takes; `curves` has dense."""
     entry = results.subject(subject.name, frames=len(subject.clip.frames))
     clip = Range(*entry["clip"])
-    found = entry.setdefault("incremental", {"theta": THETA, "truncation": TRUNCATION})
-    features, changes, fraction = _incremental(subject)
-    found |= {
-        "mac_fraction": fraction,
-        "changed": float(changes[1:].mean()),
-        "dense": subject.dense,
-        "uncoded": subject.average_precision(features, "incremental, uncoded"),
-    }
-    rows = found.setdefault("rows", {})
-    for name, options in CASES.items():
-        settings = Settings(low=clip.low, high=clip.high, group_of_pictures=GOP, **options)
-        for front in ("dense", "incremental"):
-            if name in rows.setdefault(front, {}):
-                continue
-            given: dict[str, Any] = {"stages": ("R2", "R3")}
-            if front == "incremental":
-                given |= {"changes": changes, "features": features}
-            coded = code_ifmdc(subject, settings, **given)
-            rows[front][name] = row_of(subject, coded, f"{front} front, {name}")
-            results.save(subject.name, entry)
-    console.print_json(data={key: value for key, value in found.items() if key != "rows"})
-    results.save(subject.name, entry)
+    for front, (theta, truncation) in FRONTS.items():
+        found = entry.setdefault("incremental", {}).setdefault(front, {"methods": {}})
+        if all(
+            name in found["methods"].get(method, {}) for method in CASES for name in CASES[method]
+        ):
+            continue
+        features, changes, fraction = _incremental(subject, theta, truncation)
+        found |= {
+            "mac_fraction": fraction,
+            "changed": float(changes[1:].mean()),
+            "uncoded": subject.average_precision(features, f"{front}, uncoded"),
+        }
+        for method, cases in CASES.items():
+            rows = found["methods"].setdefault(method, {})
+            for name, options in cases.items():
+                if name in rows:
+                    continue
+                settings = Settings(low=clip.low, high=clip.high, group_of_pictures=GOP, **options)
+                coded = code_ifmdc(
+                    subject, settings, stages=("R2", "R3"), changes=changes, features=features
+                )
+                rows[name] = row_of(subject, coded, f"{front}, {method}, {name}")
+                console.print(f"{subject.name}: {front}: {method}, {name}: {short(rows[name])}")
+                results.save(subject.name, entry)
+        results.save(subject.name, entry)
 
 
 def measure_times(subject: Subject, results: Results) -> None:
@@ -59,24 +63,26 @@ def measure_times(subject: Subject, results: Results) -> None:
     entry = results.subject(subject.name, frames=len(subject.clip.frames))
     clip = Range(*entry["clip"])
     found = {}
-    for name in TIMED:
-        options = CASES[name]
+    for method, name in TIMED:
+        options = CASES[method][name]
         settings = Settings(low=clip.low, high=clip.high, group_of_pictures=GOP, **options)
-        found[name] = _times(subject, settings)
-    entry.setdefault("incremental", {})["milliseconds"] = found
+        found[f"{method}, {name}"] = _times(subject, settings)
+    entry["milliseconds"] = found
     console.print_json(data=found)
     results.save(subject.name, entry)
 
 
-def _video(subject: Subject) -> tuple[Any, Any]:
-    video = dynvid.incremental(subject.model.front, threshold=THETA, truncation=TRUNCATION)
+def _video(subject: Subject, theta: float, truncation: float) -> tuple[Any, Any]:
+    video = dynvid.incremental(subject.model.front, threshold=theta, truncation=truncation)
     return jax.jit(video.init), jax.jit(video.step, donate_argnums=1)
 
 
-def _incremental(subject: Subject) -> tuple[np.ndarray, np.ndarray, float]:
+def _incremental(
+    subject: Subject, theta: float, truncation: float
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Features of the incremental front, its masks of where they changed, and its work."""
     params = subject.model.params
-    init, step = _video(subject)
+    init, step = _video(subject, theta, truncation)
     state, output = init(params, subject.clip.frames[0])
     features, masks, work = [np.asarray(output)], [np.asarray(state.changes[0])], []
     shown = track(subject.clip.frames[1:], "incremental front", console=console, transient=True)
@@ -93,7 +99,7 @@ def _times(subject: Subject, settings: Settings) -> dict[str, dict[str, float]]:
     params = subject.model.params
     front, codec = jax.jit(subject.model.front), ifmdc(settings)
     encode = jax.jit(codec.encode)
-    init, step = _video(subject)
+    init, step = _video(subject, *FRONTS["theta 10, tau 0.2"])
     frames = subject.clip.frames[: 4 * GOP]
     parts: dict[str, dict[str, list[float]]] = {
         way: {"front": [], "quantise": [], "R3": []} for way in ("dense", "incremental")

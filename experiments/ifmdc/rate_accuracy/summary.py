@@ -47,6 +47,7 @@ def summarise(results: Results, folder: pathlib.Path) -> None:
         _show(name, entry)
         results.save(name, entry)
     _show_sensitivity(subjects)
+    _show_incremental(subjects)
     _draw_curves(subjects, folder / "curves.png")
     _draw_sensitivity(subjects, folder / "sensitivity.png")
     _draw_wins(subjects, folder / "wins.png")
@@ -83,6 +84,22 @@ def _show_sensitivity(subjects: dict[str, Any]) -> None:
             "-" if row is None else f"{100 * (1 - row['ap50'] / entry['dense']):.1f}",
             "-" if not (video and best) else f"{video / best:.2f}",
         )
+    console.print(table)
+
+
+def _show_incremental(subjects: dict[str, Any]) -> None:
+    """The rate at equal AP where the front is incremental."""
+    table = Table("sequence, model", "front", "work, %", "AP not coded", "bpp of P / all frames")
+    for name, entry in subjects.items():
+        fronts = {"dense": {"methods": entry["methods"], "uncoded": entry["dense"]}}
+        for front, found in (fronts | entry.get("incremental", {})).items():
+            rates = []
+            for kind in KINDS:
+                rate, level = curves_of(found, kind)[BEST]
+                wanted = _number(rate_at_loss(rate, level, reference=entry["dense"], loss=LOSS))
+                rates.append("not reached" if wanted is None else f"{wanted:.4f}")
+            work = f"{100 * found.get('mac_fraction', 1):.1f}"
+            table.add_row(name, front, work, f"{found['uncoded']:.2f}", " / ".join(rates))
     console.print(table)
 
 
