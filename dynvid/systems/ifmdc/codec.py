@@ -124,8 +124,13 @@ class Settings:
                 f"low and high must both be numbers or one a channel, got shapes {low.shape} and "
                 f"{high.shape}"
             )
-        if not np.all((low < high) & np.isfinite(high - low)):
-            raise ValueError(f"low must be below high and both finite, got {self.low}, {self.high}")
+        # Beyond, the grid levels of a unit, or what coefficients span, are no float32 any more.
+        width = high.astype(np.float64) - low
+        if not np.all((low < high) & (width > 2.0**-100) & (width < 2.0**120)):
+            raise ValueError(
+                "low must be below high and both finite, 2^-100 to 2^120 apart, got "
+                f"{self.low}, {self.high}"
+            )
         for name, value in (("low", low), ("high", high)):
             exact = float(value) if value.ndim == 0 else tuple(map(float, value))
             object.__setattr__(self, name, exact)
