@@ -163,7 +163,7 @@ def test_contexts_hold_whatever_comes(shape, block, levels):
 @pytest.mark.parametrize("quiet", ["still", "up"])
 @pytest.mark.parametrize(
     ("shape", "block", "levels"),
-    [((1, 64, 64, 1), 1, 4097), ((1, 26, 26, 2), 1, 33), ((1, 64, 64, 1), 4, 4097)],
+    [((1, 128, 128, 1), 1, 4097), ((1, 26, 26, 2), 1, 33), ((1, 64, 64, 1), 4, 4097)],
 )
 def test_the_reader_takes_the_least_expected_frame(shape, block, levels, quiet):
     """Its limit on a packet's length is above whatever a frame may cost."""
