@@ -95,9 +95,11 @@ def _show_incremental(subjects: dict[str, Any]) -> None:
         for front, found in (fronts | entry.get("incremental", {})).items():
             rates = []
             for kind in KINDS:
-                rate, level = curves_of(found, kind)[BEST]
-                wanted = _number(rate_at_loss(rate, level, reference=entry["dense"], loss=LOSS))
-                rates.append("not reached" if wanted is None else f"{wanted:.4f}")
+                curve = curves_of(found, kind).get(BEST)
+                wanted = np.nan
+                if curve is not None:
+                    wanted = rate_at_loss(*curve, reference=entry["dense"], loss=LOSS)
+                rates.append("not reached" if np.isnan(wanted) else f"{wanted:.4f}")
             work = f"{100 * found.get('mac_fraction', 1):.1f}"
             table.add_row(name, front, work, f"{found['uncoded']:.2f}", " / ".join(rates))
     console.print(table)
