@@ -409,13 +409,13 @@ class _LabelCoder:
         header = self._header
         if header.stage == "arithmetic":
             return self._context.encode(labels, is_key=is_key)
-        flat = labels.transpose(0, 3, 1, 2).ravel() if header.scan == "chw" else labels.ravel()
         if is_key:  # the most frequent label; residuals have N
-            levels, run_label = header.key_levels, int(np.argmax(np.bincount(flat)))
+            levels, run_label = header.key_levels, int(np.argmax(np.bincount(labels.ravel())))
         else:
             levels, run_label = header.levels, header.levels // 2
         encode = encode_fixed if header.stage == "fixed" else encode_huffman
-        return encode(flat, run_label=run_label, levels=levels)
+        scanned = labels if header.scan == "chw" else labels.ravel()
+        return encode(scanned, run_label=run_label, levels=levels)
 
     def decode(self, payload: bytes, *, is_key: bool) -> np.ndarray:
         header = self._header

@@ -21,6 +21,7 @@ from dynvid.coding.huffman import (
 
 _RUN_BITS = 16
 _RUN_CLASSES = 25  # runs of fewer than 2^25 labels
+_FEW = 32  # literals are few where there is one in so many labels
 _FIXED = struct.Struct("<HBI")  # N, b_r, heads
 _HUFFMAN = struct.Struct("<HII")  # N, tokens, bytes of code words
 
@@ -33,7 +34,8 @@ def encode_fixed(labels: np.ndarray, *, run_label: int, levels: int) -> bytes:
     All heads come first and then all run lengths: the same bits, but each plane is read at once.
 
     Args:
-      labels: `int[n]` of 0 .. `levels - 1`, in scan order, n below 2^25.
+      labels: `int[n]` of 0 .. `levels - 1`, in scan order, or `int[streams, h, w, c]`, to be
+        scanned channel by channel as `chw` does; n below 2^25.
       run_label: N.
       levels: k.
 
@@ -105,7 +107,8 @@ def encode_huffman(labels: np.ndarray, *, run_label: int, levels: int) -> bytes:
     further bits tell which (Exp-Golomb). The code is made for each call and sent.
 
     Args:
-      labels: `int[n]` of 0 .. `levels - 1`, in scan order, n below 2^25.
+      labels: `int[n]` of 0 .. `levels - 1`, in scan order, or `int[streams, h, w, c]`, to be
+        scanned channel by channel as `chw` does; n below 2^25.
       run_label: N.
       levels: k.
 
@@ -174,11 +177,32 @@ def decode_huffman(data: bytes, *, levels: int, size: int) -> np.ndarray:
     return _expand(np.where(is_run, run_label, symbols), repeats, levels=levels, size=size)
 
 
+def chw(labels: np.ndarray) -> np.ndarray:
+    """Lays labels out channel by channel, Darknet's order: `[streams, h, w, c]` to `[n]`.
+
+    >>> chw(np.arange(4).reshape(1, 1, 2, 2))
+    array([0, 2, 1, 3])
+    """
+    return labels.transpose(0, 3, 1, 2).ravel()
+
+
 def _literals(labels: np.ndarray, run_label: int) -> tuple[np.ndarray, np.ndarray]:
     """The literals, and how many N stand before each of them and after the last."""
-    places = np.flatnonzero(labels != run_label)
-    edges = np.concatenate([[-1], places, [len(labels)]])
-    return labels[places].astype(np.int64), np.diff(edges) - 1
+    differs = labels != run_label
+    if labels.ndim > 1 and _FEW * np.count_nonzero(differs) > labels.size:
+        labels, differs = chw(labels), chw(differs)
+    places = np.flatnonzero(differs)
+    literals = labels.ravel()[places].astype(np.int64)
+    if labels.ndim > 1:
+        # Few: they are put in order, where all labels would have to be.
+        _, height, width, channels = labels.shape
+        position, channel = np.divmod(places, channels)
+        stream, position = np.divmod(position, height * width)
+        places = (stream * channels + channel) * (height * width) + position
+        order = np.argsort(places)
+        places, literals = places[order], literals[order]
+    edges = np.concatenate([[-1], places, [labels.size]])
+    return literals, np.diff(edges) - 1
 
 
 def _best_run_bits(gaps: np.ndarray, width: int) -> int:

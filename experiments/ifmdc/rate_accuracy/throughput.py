@@ -95,12 +95,12 @@ def _ifmdc(
             if stage == "R3":
                 total += len(context.encode(labels, is_key=is_key))
                 continue
-            flat = labels.transpose(0, 3, 1, 2).ravel()
             run_label, levels = settings.run_label, settings.levels
             if is_key:
-                run_label, levels = int(np.argmax(np.bincount(flat))), settings.labels_of_key
+                run_label = int(np.argmax(np.bincount(labels.ravel())))
+                levels = settings.labels_of_key
             fields = encode_fixed if stage == "R1" else encode_huffman
-            total += len(fields(flat, run_label=run_label, levels=levels))
+            total += len(fields(labels, run_label=run_label, levels=levels))
         return total
 
     return run
