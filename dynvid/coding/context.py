@@ -46,31 +46,8 @@ _PRIOR = np.array([256, 24, 6, 2, 1])  # counts of residuals 0, 1, 2, ... before
 _SCORES = 32  # classes of rows
 # Counts by size, finer the smaller they are.
 _EDGES = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    7,
-    9,
-    11,
-    13,
-    16,
-    19,
-    22,
-    27,
-    31,
-    38,
-    45,
-    53,
-    63,
-    76,
-    90,
-    107,
-    127,
-    152,
-    181,
-)
+    1, 2, 3, 4, 5, 7, 9, 11, 13, 16, 19, 22, 27, 31, 38, 45, 53, 63, 76, 90, 107, 127, 152, 181
+)  # fmt: skip
 _SIZES = np.searchsorted(_EDGES, np.arange(_EDGES[-1] + 1), side="right")
 # What is expected before anything was seen, per mille, about as measured on detectors' features.
 _ROWS = np.repeat(  # of the first band and of all others, by score: how many are not zero
@@ -253,6 +230,7 @@ class ContextCoder:
                     lean = self._next_to(found.signs, places[at], band)
                     near = np.minimum(near + np.abs(lean), 2) + np.int8(1)
                 flip = (lean >> 7) | np.int8(1)  # the sign, that of zero being 1
+                # Of 5 classes of channels, 4 of neighbours, 3 of the frame before.
                 contexts = shares[band] + np.int8(5) * near
                 contexts += np.int8(20) * (past * flip + np.int8(1))
                 values = None if given is None else (given[at, band] - np.int16(centre)) * flip

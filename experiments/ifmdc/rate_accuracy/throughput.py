@@ -82,7 +82,7 @@ def _ifmdc(
     settings: Settings, shape: tuple[int, ...], stage: str
 ) -> Callable[[list[jax.Array], np.ndarray], int]:
     codec, shape = ifmdc(settings), (1, *shape)
-    encode = jax.jit(codec.encode)
+    encode = jax.jit(codec.encode, donate_argnums=0)
     context = ContextCoder(
         codec.init(shape).level.shape, levels=settings.levels,
         key_levels=settings.labels_of_key, block=settings.block,
