@@ -58,9 +58,9 @@ def cloud(
       model: synthetic, yolov5n, yolo-fastest, yolo-fastest-xl, a .pt (YOLOv5) or a .cfg (Darknet)
         file. By default YOLOv5n where DYNVID_DATA has it, otherwise the detector of synthetic
         scenes that comes with the package.
-      cut: Where the network is cut: layer_N in Darknet networks, or convolution_N, what the Nth
-        convolution reads, from 0. By default at stride 8: layer_24 (Darknet), convolution_8
-        (YOLOv5), convolution_3 (synthetic).
+      cut: Where the network is cut: layer_N in Darknet networks, model.N after a stage of YOLOv5,
+        or convolution_N, what the Nth convolution reads, from 0. By default at stride 8: layer_24
+        (Darknet), model.4 (YOLOv5), convolution_3 (synthetic).
       size: Width and height of the network's input in pixels; frames are letterboxed into it.
       host: The address to listen on; 0.0.0.0 for all of this machine's.
       port: The port to listen on; 0 takes a free one and says which.
@@ -93,7 +93,7 @@ def edge(
     timeout: float = 10.0,
     fps: float | None = None,
     max_frames: int | None = None,
-    levels: int = 33,
+    levels: int = 37,
     block: int = 4,
     group_of_pictures: int = 15,
     stage: Literal["fixed", "huffman", "arithmetic"] = "arithmetic",
@@ -222,7 +222,7 @@ def demo(
     size: str = "640x480",
     fps: float | None = None,
     max_frames: int | None = 100,
-    levels: int = 33,
+    levels: int = 37,
     block: int = 4,
     group_of_pictures: int = 15,
     stage: Literal["fixed", "huffman", "arithmetic"] = "arithmetic",

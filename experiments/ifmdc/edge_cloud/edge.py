@@ -128,7 +128,7 @@ def calibrated(
     block: int,
     group_of_pictures: int,
 ) -> Settings:
-    """Settings with the clip range of some frames' features (percentiles 0.1 and 99.9).
+    """Settings with the clip range of some frames' features (percentiles 1 and 99).
 
     With blocks, key frames have the steps of residuals, and coefficients dead zones, as in
     `experiments.ifmdc.rate_accuracy`.
@@ -143,7 +143,7 @@ def calibrated(
     front = jax.jit(network.front)
     features = [np.asarray(front(network.params, jnp.asarray(x)[None])) for x in frames]
     try:
-        low, high = clip_range(np.concatenate(features))
+        low, high = clip_range(np.concatenate(features), percentiles=(1.0, 99.0))
     except ValueError as error:
         raise EdgeError(f"cannot choose a clip range: {one_line(error)}") from error
     common: dict[str, Any] = {

@@ -29,7 +29,7 @@ WEIGHTS = {
 }
 """Where the data folder has the models that have a name."""
 
-CUTS = {"synthetic": "convolution_3", ".pt": "convolution_8", ".cfg": "layer_24"}
+CUTS = {"synthetic": "convolution_3", ".pt": "model.4", ".cfg": "layer_24"}
 """Where networks are cut unless told otherwise: at stride 8, where one narrow map crosses."""
 
 VIDEO = "pets09_s2l1/img1"

@@ -176,10 +176,12 @@ def _draw_wins(subjects: dict[str, Any], path: pathlib.Path) -> None:
             heights = [rate or 0 for rate in rates]
             color = STYLES[method].rstrip("-:")
             axes.bar(places, heights, width=1 / (len(methods) + 1), label=method, color=color)
-        axes.set_xticks(range(len(subjects)), list(subjects), fontsize=7)
+        names = [name.replace(", ", "\n") for name in subjects]
+        axes.set_xticks(np.arange(len(subjects)) - 0.5 / (len(methods) + 1), names, fontsize=8)
         axes.set(yscale="log", ylabel="bits per input pixel", title=f"AP loss 2%, {title}")
         axes.grid(alpha=0.3, axis="y")
-    figure.axes[0].legend(fontsize=7)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     _save(figure, path)
 
 
