@@ -36,6 +36,8 @@ MOST_VALUES = 1 << 24
 
 _MOST_CHANNELS = 1 << 14
 _MOST_BLOCK = 16
+_MOST_SIDE = 1 << 13
+_MOST_PLACES = 1 << 22
 _MOST_LABELS = (1 << 12) + 1  # their Huffman words fit in 15 bits
 _PREFIX = struct.Struct("<HH")
 _FIELDS = struct.Struct("<IIIIBBBBHHII")
@@ -96,6 +98,12 @@ class Header:
             raise ValueError(
                 f"shape must be (streams, h, w, c) of 1 .. {MOST_VALUES} values, got {self.shape}"
             )
+        streams, height, width = self.shape[:3]
+        if max(height, width) > _MOST_SIDE or streams * (height + 2) * (width + 2) > _MOST_PLACES:
+            raise ValueError(
+                f"height and width may be {_MOST_SIDE} at most, and all streams {_MOST_PLACES} "
+                f"positions with their borders, got {self.shape}"
+            )
         if self.shape[3] > _MOST_CHANNELS:
             raise ValueError(f"there may be {_MOST_CHANNELS} channels at most, got {self.shape[3]}")
         if self.levels % 2 == 0 or not 3 <= self.levels <= _MOST_LABELS:
@@ -105,7 +113,6 @@ class Header:
         for name in ("group_of_pictures", "residual_divisor"):
             if not 1 <= getattr(self, name) < 1 << 32:
                 raise ValueError(f"{name} must be of 1 .. 2^32 - 1, got {getattr(self, name)}")
-        height, width = self.shape[1:3]
         if not 1 <= self.block <= _MOST_BLOCK or height % self.block or width % self.block:
             raise ValueError(
                 f"block must be of 1 .. {_MOST_BLOCK} and divide {height} x {width}, got "

@@ -38,6 +38,7 @@ _RangeDecoder = _stream.queue.RangeDecoder
 
 _MOST_BANDS = 4  # of channels that no transform has ordered
 _SHARES = np.array([20, 40, 80, 160])  # per mille of rows in which a channel changed
+_FEW_ROWS = 16 * 14
 _SPREAD = np.array([1, 2, 4, 8, 16, 32, 64])  # of neighbours in key frames, in labels
 _FIRST_PIECE = 128  # labels that are coded before their counts are heeded
 _STEP = 32  # what a label adds to its count
@@ -258,7 +259,7 @@ class ContextCoder:
         streams, height, width, channels = self._shape
         channels //= self._bands if self._block > 1 else 1
         levels = self._key_levels
-        models = _Models(_residual_prior(levels, centre=0, contexts=2 * 8))
+        models = _Models(_residual_prior(levels, contexts=2 * 8))
         # With a border that repeats what is known.
         known = np.full((streams, height + 1, width + 2, channels), levels // 4, np.int32)
         for row in range(height):
@@ -318,13 +319,15 @@ class _Shares:
     """How often each channel of each band changed in rows where something did, of late."""
 
     def __init__(self, shape: tuple[int, ...]):
-        # As if one row of sixteen had been seen.
+        # Rows count 16: as if 96 had been seen, and each channel had changed in six of them.
         self._changed = np.full(shape, 16 * 6, np.int64)
         self._rows = np.full((shape[0], 1), 16 * 96, np.int64)
 
     def add(self, signs: np.ndarray, active: np.ndarray) -> None:
-        self._changed -= self._changed >> 3
-        self._rows -= self._rows >> 3
+        # Where rows are few, what is known is kept: rounding would make all of nothing.
+        old = self._rows > _FEW_ROWS
+        self._changed -= np.where(old, self._changed >> 3, 0)
+        self._rows -= np.where(old, self._rows >> 3, 0)
         self._changed += 16 * np.count_nonzero(signs, axis=0)
         self._rows += 16 * active.sum(0)[:, None]
 
@@ -395,10 +398,10 @@ class _Bits:
             self._counts -= self._counts >> 1
 
 
-def _residual_prior(levels: int, *, centre: int, contexts: int) -> np.ndarray:
-    """Counts before anything was seen, `int64[contexts, levels]`."""
-    apart = np.abs(np.arange(levels) - centre)
-    apart = np.minimum(apart, levels - apart) if centre == 0 else apart
+def _residual_prior(levels: int, *, contexts: int) -> np.ndarray:
+    """Counts before anything was seen of residuals modulo `levels`, `int64[contexts, levels]`."""
+    apart = np.arange(levels)
+    apart = np.minimum(apart, levels - apart)
     prior = _PRIOR[np.minimum(apart, len(_PRIOR) - 1)]
     return np.tile(prior.astype(np.int64), (contexts, 1))
 

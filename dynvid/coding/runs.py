@@ -178,7 +178,13 @@ def decode_huffman(data: bytes, *, levels: int, size: int) -> np.ndarray:
 
 
 def chw(labels: np.ndarray) -> np.ndarray:
-    """Lays labels out channel by channel, Darknet's order: `[streams, h, w, c]` to `[n]`.
+    """Lays labels out channel by channel, Darknet's order.
+
+    Args:
+      labels: `[streams, h, w, c]`.
+
+    Returns:
+      `[n]`: stream by stream, channel by channel, row by row.
 
     >>> chw(np.arange(4).reshape(1, 1, 2, 2))
     array([0, 2, 1, 3])

@@ -39,7 +39,8 @@ class State:
       changes: Where each leaf of the output may differ from what it was before the last step, in
         the order of `jax.tree.leaves`: `bool[streams, h, w]` for maps, whatever the model's own
         axis order, `bool[streams]` for everything else. All True after `init`; all False after
-        every step for what does not depend on the frames.
+        every step for what does not depend on the frames. How the same the rest is, `incremental`
+        says.
       names: The unit that each cache belongs to.
       halos: The halo of the frames and of each cache, None for vectors.
       layouts: The model's own axis order of each cached map, None for vectors.

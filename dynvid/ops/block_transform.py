@@ -106,11 +106,14 @@ def inverse_block_transform(coefficients: jax.Array, *, block: int) -> jax.Array
 
 def _product(values: jax.Array, matrix: np.ndarray) -> jax.Array:
     parts = values.reshape(*values.shape[:-1], len(matrix), -1)
-    # One small product a block: XLA transposes nothing, and is twice as fast as with one large one.
-    weights = jnp.broadcast_to(
-        jnp.asarray(matrix, values.dtype), (*values.shape[:-1], *matrix.shape)
-    )
-    return jnp.matmul(weights, parts, precision=lax.Precision.HIGHEST).reshape(values.shape)
+    weights = jnp.asarray(matrix, values.dtype)
+    if parts.shape[-1] >= len(matrix):
+        # One small product a block: XLA on CPU copies the matrix, and still takes half the time.
+        weights = jnp.broadcast_to(weights, (*values.shape[:-1], *matrix.shape))
+        found = jnp.matmul(weights, parts, precision=lax.Precision.HIGHEST)
+    else:
+        found = jnp.einsum("fv,...vc->...fc", weights, parts, precision=lax.Precision.HIGHEST)
+    return found.reshape(values.shape)
 
 
 def _matrix(block: int) -> np.ndarray:

@@ -314,3 +314,12 @@ def test_what_does_not_fit_the_header_is_not_written():
 def test_headers_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         header_of(**options)
+
+
+@pytest.mark.parametrize("shape", [(1 << 24, 1, 1, 1), (1, 1 << 14, 1, 1), (1, 1, 1 << 14, 1)])
+def test_shapes_that_cost_more_than_their_values_are_refused(shape):
+    """A border around every stream, a turn of a loop for every row."""
+    with pytest.raises(ValueError, match="positions with their borders"):
+        Header(
+            shape=shape, low=0.0, high=1.0, levels=9, key_levels=9, group_of_pictures=15
+        )  # fmt: skip

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from dynvid.coding.container import BitstreamReader, BitstreamWriter, Header
-from dynvid.coding.context import ContextCoder, _Bits, _Models, _RangeEncoder, _residual_prior
+from dynvid.coding.context import (
+    ContextCoder,
+    _Bits,
+    _Models,
+    _RangeEncoder,
+    _residual_prior,
+    _Shares,
+)
 from dynvid.coding.entropy import zero_order_entropy
 from dynvid.coding.errors import BitstreamError
 
@@ -193,7 +200,7 @@ def test_the_reader_takes_the_least_expected_frame(shape, block, levels, quiet):
 def test_no_symbol_costs_more_than_the_limit_counts_with():
     """A label is four symbols at most (its row, whether, sign, size): of 24 bits each."""
     for levels in (3, 9, 4097):
-        models = _Models(_residual_prior(levels, centre=0, contexts=1))
+        models = _Models(_residual_prior(levels, contexts=1))
         models.encode(_RangeEncoder(), np.zeros(1 << 17, np.int8), np.zeros(1 << 17, np.int32))
         bits = _Bits(np.array([500]), weight=8)
         bits.encode(_RangeEncoder(), np.zeros(1 << 17, np.int8), np.zeros(1 << 17, bool))
@@ -202,3 +209,11 @@ def test_no_symbol_costs_more_than_the_limit_counts_with():
             for _ in range(64):
                 copy.deepcopy(model).encode(coder, np.zeros(1, np.int8), worst)
             assert coder.num_bits() / 64 <= 24 + 0.5
+
+
+def test_channels_of_still_maps_are_not_taken_for_lively():
+    shares = _Shares((2, 3))
+    before = shares.classes()
+    for _ in range(300):
+        shares.add(np.zeros((5, 2, 3), np.int8), np.zeros((5, 2), bool))
+    np.testing.assert_array_equal(shares.classes(), before)

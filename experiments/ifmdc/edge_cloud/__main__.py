@@ -160,6 +160,10 @@ def edge(
             if source is None:
                 truth = truth or DATA / TRUTH
             if truth is not None:
+                _check(
+                    "person" in network.class_names,
+                    "--ap with drawn persons needs a network that knows persons; use --no-ap",
+                )
                 persons = drawn_boxes(truth, video.name, size=network.size)
         first = list(itertools.islice(frames, _CALIBRATION))
         settings = calibrated(
@@ -192,8 +196,8 @@ def edge(
             precision = judge(network, video, results, persons=persons)
     except KeyboardInterrupt:
         interrupted = True
-    except ValueError as error:
-        raise UsageError(one_line(error)) from error
+    except (ValueError, OSError) as error:  # the figures are worth having without
+        say(f"not judged: {one_line(error)}")
     figures = report.summarize(network, sender.counts, results) | {
         "source": video.name if isinstance(video, Scene) else pathlib.PurePath(video.name).name,
         "camera_fps": pace if pace is not None and math.isfinite(pace) else None,

@@ -130,7 +130,7 @@ def calibrated(
 ) -> Settings:
     """Settings with the clip range of some frames' features (percentiles 1 and 99).
 
-    With blocks, key frames have the steps of residuals, and coefficients dead zones, as in
+    With blocks, key frames have about the steps of residuals, and coefficients dead zones, as in
     `experiments.ifmdc.rate_accuracy`.
 
     Raises:

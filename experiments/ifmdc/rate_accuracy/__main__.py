@@ -41,7 +41,7 @@ def main(
     ../shared/data). Writes results.json after every row: a run that is broken off goes on where it
     was. To measure a row again, delete it there.
 
-    The parts, with the time they take on two cores that nothing else uses:
+    The parts, with the time they take on two cores that nothing else uses; curves comes first:
 
     curves: AP against rate, IFMDC, HEVC (video, tiling, quilting) and the lightweight codec (8 to
     12 minutes a sequence and model).

@@ -117,6 +117,16 @@ def _hevc(subject: Subject, clip: Range, qp: int) -> Iterator[tuple[str, str, Ca
         yield method, f"QP {qp}", code
 
 
+def clip_of(subject: Subject, entry: dict[str, Any]) -> Range:
+    """The range that was chosen for a subject, which `curves` does first."""
+    if "clip" not in entry:
+        raise SystemExit(
+            f"{subject.name}: the results hold no clip range for {len(subject.clip.frames)} "
+            "frames; run curves first"
+        )
+    return Range(*entry["clip"])
+
+
 def _calibrate(subject: Subject) -> dict[str, Any]:
     """The narrowest range that costs no more than a percent of AP on the first frames."""
     features = subject.features[:CALIBRATION]

@@ -11,8 +11,8 @@ from rich.progress import track
 import dynvid
 from dynvid.coding.context import ContextCoder
 from dynvid.systems.ifmdc import Settings, ifmdc
-from experiments.ifmdc.rate_accuracy.curves import BLOCKS, PAPER, row_of, short
-from experiments.ifmdc.rate_accuracy.methods import GOP, Range, code_ifmdc
+from experiments.ifmdc.rate_accuracy.curves import BLOCKS, PAPER, clip_of, row_of, short
+from experiments.ifmdc.rate_accuracy.methods import GOP, code_ifmdc
 from experiments.ifmdc.rate_accuracy.results import Results
 from experiments.ifmdc.rate_accuracy.subjects import Subject
 from experiments.incremental_speed.run import console
@@ -30,7 +30,7 @@ TIMED = (("IFMDC", "k=9"), ("IFMDC + DCT", "k=29"))
 def measure(subject: Subject, results: Results) -> None:
     """AP against rate with incremental fronts, whose masks the codec takes; `curves` has dense."""
     entry = results.subject(subject.name, frames=len(subject.clip.frames))
-    clip = Range(*entry["clip"])
+    clip = clip_of(subject, entry)
     for front, (theta, truncation) in FRONTS.items():
         found = entry.setdefault("incremental", {}).setdefault(front, {"methods": {}})
         if all(
@@ -61,7 +61,7 @@ def measure(subject: Subject, results: Results) -> None:
 def measure_times(subject: Subject, results: Results) -> None:
     """The edge's work on a P frame, part by part. Run it alone on the machine."""
     entry = results.subject(subject.name, frames=len(subject.clip.frames))
-    clip = Range(*entry["clip"])
+    clip = clip_of(subject, entry)
     found = {}
     for method, name in TIMED:
         options = CASES[method][name]

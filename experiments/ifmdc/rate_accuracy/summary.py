@@ -27,7 +27,7 @@ SENSITIVE = "QP 45"
 
 
 def curves_of(entry: dict[str, Any], kind: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Rates and APs of each method and stage, by falling rate."""
+    """Rates and APs of each method and stage, by rising rate."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for method, rows in entry["methods"].items():
         stages = next(iter(rows.values()))["bpp"]

@@ -12,7 +12,7 @@ from dynvid.coding.context import ContextCoder
 from dynvid.coding.hevc import encode_hevc, tile
 from dynvid.coding.runs import encode_fixed, encode_huffman
 from dynvid.systems.ifmdc import Settings, ifmdc
-from experiments.ifmdc.rate_accuracy.curves import BLOCKS
+from experiments.ifmdc.rate_accuracy.curves import BLOCKS, clip_of
 from experiments.ifmdc.rate_accuracy.methods import GOP, Range
 from experiments.ifmdc.rate_accuracy.results import Results
 from experiments.ifmdc.rate_accuracy.subjects import Subject
@@ -35,7 +35,7 @@ QPS = (22, 27, 37, 43, 47)
 def measure(subject: Subject, results: Results) -> None:
     """Times the encoders on the subject's features. Run it alone on the machine."""
     entry = results.subject(subject.name, frames=len(subject.clip.frames))
-    entry["throughput"] = race(subject.features[: ROUNDS * GOP], Range(*entry["clip"]))
+    entry["throughput"] = race(subject.features[: ROUNDS * GOP], clip_of(subject, entry))
     console.print_json(data=entry["throughput"])
     results.save(subject.name, entry)
 
