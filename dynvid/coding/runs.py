@@ -177,26 +177,11 @@ def decode_huffman(data: bytes, *, levels: int, size: int) -> np.ndarray:
     return _expand(np.where(is_run, run_label, symbols), repeats, levels=levels, size=size)
 
 
-def chw(labels: np.ndarray) -> np.ndarray:
-    """Lays labels out channel by channel, Darknet's order.
-
-    Args:
-      labels: `[streams, h, w, c]`.
-
-    Returns:
-      `[n]`: stream by stream, channel by channel, row by row.
-
-    >>> chw(np.arange(4).reshape(1, 1, 2, 2))
-    array([0, 2, 1, 3])
-    """
-    return labels.transpose(0, 3, 1, 2).ravel()
-
-
 def _literals(labels: np.ndarray, run_label: int) -> tuple[np.ndarray, np.ndarray]:
     """The literals, and how many N stand before each of them and after the last."""
     differs = labels != run_label
     if labels.ndim > 1 and _FEW * np.count_nonzero(differs) > labels.size:
-        labels, differs = chw(labels), chw(differs)
+        labels, differs = (x.transpose(0, 3, 1, 2).ravel() for x in (labels, differs))
     places = np.flatnonzero(differs)
     literals = labels.ravel()[places].astype(np.int64)
     if labels.ndim > 1:

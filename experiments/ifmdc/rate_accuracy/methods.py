@@ -105,7 +105,8 @@ def code_ifmdc(
         labels, is_key = np.asarray(symbols.labels), bool(symbols.is_key)
         predicted.append(not is_key)
         bound.append(zero_order_entropy(labels) / 8)
-        flat = labels.transpose(0, 3, 1, 2).ravel() if settings.scan == "chw" else labels.ravel()
+        flat = labels.ravel()
+        scanned = labels if settings.scan == "chw" else flat
         if is_key:
             levels, run_label = settings.labels_of_key, int(np.argmax(np.bincount(flat)))
         else:
@@ -116,7 +117,7 @@ def code_ifmdc(
                 data = context.encode(labels, is_key=is_key)
             else:
                 fields = encode_fixed if stage == "R1" else encode_huffman
-                data = fields(flat, run_label=run_label, levels=levels)
+                data = fields(scanned, run_label=run_label, levels=levels)
             sizes[stage].append(len(data))
     every = {"R0": bound} | sizes
     return Coded(
