@@ -323,7 +323,7 @@ def encode(
         _option(
             "Side of the blocks whose cosine transform is coded instead of values; it must divide "
             "the map's height and width. 4 takes half the bits or less for the same detections, "
-            "with --levels of 29 to 65 and half as many --key-levels; the price is that single "
+            "with --levels of about 45 and half as many --key-levels; the price is that single "
             "values may be off by more.",
             metavar="B",
             default="1, values as in the paper",
@@ -378,8 +378,8 @@ def encode(
 
     dynvid encode street.mp4 --model yolov5n.pt --at model.4 --levels 5 --out street.ifm
 
-    dynvid encode street.mp4 --model yolov5n.pt --at model.4 --block 4 --levels 37
-    --key-levels 19 --dead-zone 0.7 --key-dead-zone 0.6 --out street.ifm
+    dynvid encode street.mp4 --model yolov5n.pt --at model.4 --block 4 --levels 45
+    --key-levels 23 --dead-zone 0.7 --key-dead-zone 0.6 --out street.ifm
     """
     for name, value in (("--calibrate", calibrate), ("--max-frames", max_frames)):
         if value is not None and value < 1:
