@@ -8,6 +8,7 @@ frame, `block_until_ready`. Baselines: XLA dense (the same function, jitted) and
 beside this file. About six minutes on two cores.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -234,6 +235,15 @@ CASES = {
 
 def main(names, cases, path):
     """Runs cases by name, all where none is named, and keeps their figures in a JSON file."""
+    listed = "\n".join(f"  {name}: {run.__doc__}" for name, run in cases.items())
+    parser = argparse.ArgumentParser(
+        description=f"Times dynvid against dense networks. Run it alone.\n\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("case", nargs="*", help="what to time; all where none is named")
+    names = parser.parse_args(names).case
+    if unknown := [name for name in names if name not in cases]:
+        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(cases)}")
     results = json.loads(path.read_text()) if path.exists() else {}
     results["machine"] = {
         "processor": platform.processor() or platform.machine(),
