@@ -202,7 +202,7 @@ class BitstreamWriter:
     def __init__(self, file: BinaryIO, header: Header):
         self._file = file
         self._header = header
-        self._labels = _LabelCoder(header)
+        self._labels = LabelCoder(header)
         self._frames = 0
         data = header.to_bytes()
         self._seed = zlib.crc32(data)
@@ -275,7 +275,7 @@ class BitstreamReader:
         self._bytes = _Bytes(file)
         self._skip = skip_damaged
         self.header = self._read_header()
-        self._labels = _LabelCoder(self.header)
+        self._labels = LabelCoder(self.header)
 
     def __iter__(self) -> Iterator[Frame]:
         expected = 0
@@ -400,21 +400,36 @@ class _Packet(NamedTuple):
     payload: bytes
 
 
-class _LabelCoder:
-    """Labels to payloads and back, by the header's stage."""
+class LabelCoder:
+    """Codes the labels of frame after frame by a header's stage; one for each end.
+
+    Args:
+      header: of the bitstream that they are for.
+
+    >>> header = Header(
+    ...     shape=(1, 4, 4, 2), low=-1.0, high=3.0, levels=9, key_levels=9, group_of_pictures=15
+    ... )
+    >>> labels = np.full((1, 4, 4, 2), 3, np.int16)
+    >>> data = LabelCoder(header).encode(labels, is_key=True)
+    >>> bool(np.all(LabelCoder(header).decode(data, is_key=True) == labels))
+    True
+    """
 
     def __init__(self, header: Header):
         self._header = header
-        self._context = ContextCoder(
-            header.coded_shape,
-            levels=header.levels,
-            key_levels=header.key_levels,
-            block=header.block,
-        )
+        self._context = None
+        if header.stage == "arithmetic":
+            self._context = ContextCoder(
+                header.coded_shape,
+                levels=header.levels,
+                key_levels=header.key_levels,
+                block=header.block,
+            )
 
     def encode(self, labels: np.ndarray, *, is_key: bool) -> bytes:
+        """Codes one frame, `int16` of the header's `coded_shape`."""
         header = self._header
-        if header.stage == "arithmetic":
+        if self._context is not None:
             return self._context.encode(labels, is_key=is_key)
         if is_key:  # the most frequent label; residuals have N
             levels, run_label = header.key_levels, int(np.argmax(np.bincount(labels.ravel())))
@@ -425,8 +440,13 @@ class _LabelCoder:
         return encode(scanned, run_label=run_label, levels=levels)
 
     def decode(self, payload: bytes, *, is_key: bool) -> np.ndarray:
+        """Decodes one frame.
+
+        Raises:
+          BitstreamError: the payload is not one of these labels.
+        """
         header = self._header
-        if header.stage == "arithmetic":
+        if self._context is not None:
             return self._context.decode(payload, is_key=is_key)
         decode = decode_fixed if header.stage == "fixed" else decode_huffman
         levels = header.key_levels if is_key else header.levels

@@ -146,8 +146,8 @@ def bjontegaard_delta_rate(
     >>> round(bjontegaard_delta_rate(rate, quality, [0.05, 0.1, 0.2, 0.4], quality), 6)
     -50.0
     """
-    anchor = _pareto(*_curve(anchor_rate, anchor_quality, "anchor_"))
-    other = _pareto(*_curve(rate, quality, ""))
+    anchor = upper_envelope(*_curve(anchor_rate, anchor_quality, "anchor_"))
+    other = upper_envelope(*_curve(rate, quality, ""))
     (anchor_log, anchor_level), (other_log, other_level) = anchor, other
     difference = _mean_difference(anchor_level, anchor_log, other_level, other_log, interpolation)
     return float(100 * np.expm1(difference))
@@ -224,7 +224,7 @@ def rate_at_loss(
     """
     if not 0 < reference < np.inf:
         raise ValueError(f"reference must be above 0, got {reference}")
-    log_rate, level = _pareto(*_curve(rate, quality, "", least=1))
+    log_rate, level = upper_envelope(*_curve(rate, quality, "", least=1))
     wanted = reference * (1 - loss)
     if wanted > level[-1]:
         return float(np.nan)
@@ -256,11 +256,22 @@ def _running_best(log_rate: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, 
     return log_rate[first], np.maximum.accumulate(level)[first]
 
 
-def _pareto(log_rate: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points that are better than all cheaper ones."""
-    best = np.maximum.accumulate(level)
+def upper_envelope(rate: np.ndarray, quality: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Picks the points that are better than all cheaper ones.
+
+    Args:
+      rate: `(n,)`, ascending, in any unit or its logarithm.
+      quality: `(n,)`.
+
+    Returns:
+      Their rates and qualities, both ascending.
+
+    >>> upper_envelope(np.array([1.0, 2.0, 3.0]), np.array([5.0, 4.0, 6.0]))
+    (array([1., 3.]), array([5., 6.]))
+    """
+    best = np.maximum.accumulate(quality)
     better = np.append(True, np.diff(best) > 0)
-    return log_rate[better], level[better]
+    return rate[better], quality[better]
 
 
 def _mean_difference(

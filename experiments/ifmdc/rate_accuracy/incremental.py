@@ -9,8 +9,8 @@ import numpy as np
 from rich.progress import track
 
 import dynvid
-from dynvid.coding.context import ContextCoder
-from dynvid.systems.ifmdc import Settings, ifmdc
+from dynvid.coding.container import LabelCoder
+from dynvid.systems.ifmdc import Settings, header_of, ifmdc
 from experiments.ifmdc.rate_accuracy.curves import BLOCKS, PAPER, clip_of, row_of, short
 from experiments.ifmdc.rate_accuracy.methods import GOP, code_ifmdc
 from experiments.ifmdc.rate_accuracy.results import Results
@@ -105,14 +105,9 @@ def _times(subject: Subject, settings: Settings) -> dict[str, dict[str, float]]:
         way: {"front": [], "quantise": [], "R3": []} for way in ("dense", "incremental")
     }
     start, _ = init(params, frames[0])
-    ends = {way: codec.init((1, *subject.features.shape[1:])) for way in parts}
-    coders = {
-        way: ContextCoder(
-            end.level.shape, levels=settings.levels, key_levels=settings.labels_of_key,
-            block=settings.block,
-        )
-        for way, end in ends.items()
-    }  # fmt: skip
+    header = header_of(settings, shape=(1, *subject.features.shape[1:]))
+    ends = {way: codec.init(header.shape) for way in parts}
+    coders = {way: LabelCoder(header) for way in parts}
     state = start
     for i, frame in enumerate(frames):
         for way, times in parts.items():

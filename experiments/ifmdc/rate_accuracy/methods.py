@@ -7,16 +7,16 @@ import jax
 import numpy as np
 from rich.progress import track
 
-from dynvid.coding.context import ContextCoder
+from dynvid.coding.container import LabelCoder, Stage
 from dynvid.coding.entropy import zero_order_entropy
 from dynvid.coding.hevc import HevcPacket, decode_hevc, encode_hevc, quilt, tile, unquilt, untile
 from dynvid.coding.lightweight import encode_lightweight
-from dynvid.coding.runs import encode_fixed, encode_huffman
-from dynvid.systems.ifmdc import Settings, ifmdc
+from dynvid.systems.ifmdc import Settings, header_of, ifmdc
 from experiments.ifmdc.rate_accuracy.subjects import EVERY, Subject
 from experiments.incremental_speed.run import console
 
 GOP = 15
+STAGES: dict[str, Stage] = {"R1": "fixed", "R2": "huffman", "R3": "arithmetic"}
 QPS = (51, 47, 45, 43, 41, 39, 35, 31, 27, 22)
 
 
@@ -83,10 +83,9 @@ def code_ifmdc(
     # One program for both ends: the decoder's state is a copy of its own.
     encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
     near = far = codec.init(shape)
-    context = ContextCoder(
-        near.level.shape, levels=settings.levels, key_levels=settings.labels_of_key,
-        block=settings.block,
-    )  # fmt: skip
+    coders = {
+        stage: LabelCoder(header_of(settings, shape=shape, stage=STAGES[stage])) for stage in stages
+    }
     sizes: dict[str, list[int]] = {stage: [] for stage in stages}
     bound, found, predicted = [], np.empty_like(features), []
     histogram = np.zeros(settings.levels, np.int64)
@@ -105,20 +104,10 @@ def code_ifmdc(
         labels, is_key = np.asarray(symbols.labels), bool(symbols.is_key)
         predicted.append(not is_key)
         bound.append(zero_order_entropy(labels) / 8)
-        flat = labels.ravel()
-        scanned = labels if settings.scan == "chw" else flat
-        if is_key:
-            levels, run_label = settings.labels_of_key, int(np.argmax(np.bincount(flat)))
-        else:
-            levels, run_label = settings.levels, settings.run_label
-            histogram += np.bincount(flat, minlength=settings.levels)
-        for stage in stages:
-            if stage == "R3":
-                data = context.encode(labels, is_key=is_key)
-            else:
-                fields = encode_fixed if stage == "R1" else encode_huffman
-                data = fields(scanned, run_label=run_label, levels=levels)
-            sizes[stage].append(len(data))
+        if not is_key:
+            histogram += np.bincount(labels.ravel(), minlength=settings.levels)
+        for stage, coder in coders.items():
+            sizes[stage].append(len(coder.encode(labels, is_key=is_key)))
     every = {"R0": bound} | sizes
     return Coded(
         {stage: np.array(found) for stage, found in every.items()}, np.array(predicted), found,

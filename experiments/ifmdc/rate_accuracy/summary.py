@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.table import Table
 
-from dynvid.metrics.rate import bjontegaard_delta_rate, rate_at_loss
+from dynvid.metrics.rate import bjontegaard_delta_rate, rate_at_loss, upper_envelope
 from experiments.ifmdc.rate_accuracy.results import Results
 from experiments.incremental_speed.run import console
 
@@ -133,7 +133,8 @@ def _draw_curves(subjects: dict[str, Any], path: pathlib.Path) -> None:
                 if method in STYLES:
                     color = STYLES[method].rstrip("-:")
                     axes.plot(rate, level, ".", color=color, markersize=3, alpha=0.6)
-                    axes.plot(*_envelope(rate, level), STYLES[method], label=method, linewidth=1.2)
+                    best = upper_envelope(np.array(rate), np.array(level))
+                    axes.plot(*best, STYLES[method], label=method, linewidth=1.2)
             axes.axhline(entry["dense"], color="grey", linewidth=1, label="not coded")
             axes.axhline((1 - LOSS) * entry["dense"], color="grey", linestyle=":", linewidth=1)
             axes.set(xscale="log", xlabel="bits per input pixel", ylabel="person AP50, %")
@@ -142,13 +143,6 @@ def _draw_curves(subjects: dict[str, Any], path: pathlib.Path) -> None:
             axes.grid(alpha=0.3)
     grid[0, 0].legend(fontsize=7)
     _save(figure, path)
-
-
-def _envelope(rate: list[float], level: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """The points that are better than all cheaper ones: what the tables interpolate."""
-    best = np.maximum.accumulate(level)
-    better = np.append(True, np.diff(best) > 0)
-    return np.array(rate)[better], best[better]
 
 
 def _draw_sensitivity(subjects: dict[str, Any], path: pathlib.Path) -> None:

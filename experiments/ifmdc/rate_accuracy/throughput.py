@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynvid.coding.context import ContextCoder
+from dynvid.coding.container import LabelCoder
 from dynvid.coding.hevc import encode_hevc, tile
-from dynvid.coding.runs import encode_fixed, encode_huffman
-from dynvid.systems.ifmdc import Settings, ifmdc
+from dynvid.systems.ifmdc import Settings, header_of, ifmdc
 from experiments.ifmdc.rate_accuracy.curves import BLOCKS, clip_of
-from experiments.ifmdc.rate_accuracy.methods import GOP, Range
+from experiments.ifmdc.rate_accuracy.methods import GOP, STAGES, Range
 from experiments.ifmdc.rate_accuracy.results import Results
 from experiments.ifmdc.rate_accuracy.subjects import Subject
 from experiments.incremental_speed.run import console
@@ -55,7 +54,7 @@ def race(features: np.ndarray, clip: Range) -> dict[str, dict[str, float]]:
     }
     for name, options in CASES.items():
         settings = Settings(low=clip.low, high=clip.high, group_of_pictures=GOP, **options)
-        for stage in ("R1", "R2", "R3"):
+        for stage in STAGES:
             contestants[f"IFMDC {stage}, {name}"] = _ifmdc(settings, features.shape[1:], stage)
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in contestants}
     for start in range(0, len(features), GOP):
@@ -81,28 +80,18 @@ def _x265(qp: int) -> Callable[[list[jax.Array], np.ndarray], int]:
 def _ifmdc(
     settings: Settings, shape: tuple[int, ...], stage: str
 ) -> Callable[[list[jax.Array], np.ndarray], int]:
-    codec, shape = ifmdc(settings), (1, *shape)
-    encode = jax.jit(codec.encode, donate_argnums=0)
-    context = ContextCoder(
-        codec.init(shape).level.shape, levels=settings.levels,
-        key_levels=settings.labels_of_key, block=settings.block,
-    )  # fmt: skip
+    height, width, channels = shape
+    whole = (1, height, width, channels)
+    codec, header = ifmdc(settings), header_of(settings, shape=whole, stage=STAGES[stage])
+    encode, coder = jax.jit(codec.encode, donate_argnums=0), LabelCoder(header)
 
     def run(features: list[jax.Array], pictures: np.ndarray) -> int:
-        state: Any = codec.init(shape)
+        state: Any = codec.init(whole)
         total = 0
         for feature in features:
             state, symbols = encode(state, feature)
             labels, is_key = np.asarray(symbols.labels), bool(symbols.is_key)
-            if stage == "R3":
-                total += len(context.encode(labels, is_key=is_key))
-                continue
-            run_label, levels = settings.run_label, settings.levels
-            if is_key:
-                run_label = int(np.argmax(np.bincount(labels.ravel())))
-                levels = settings.labels_of_key
-            fields = encode_fixed if stage == "R1" else encode_huffman
-            total += len(fields(labels, run_label=run_label, levels=levels))
+            total += len(coder.encode(labels, is_key=is_key))
         return total
 
     return run
