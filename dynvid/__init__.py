@@ -1,7 +1,7 @@
 """Dynamic video inference in JAX: any vision function, run incrementally on a video."""
 
 from dynvid.incremental import Tuning, explain, incremental, map_caches, split, tune
-from dynvid.types import VideoFunction, Work
+from dynvid.types import VideoFunction, Work, replace_streams
 
 __all__ = [
     "Tuning",
@@ -10,6 +10,7 @@ __all__ = [
     "explain",
     "incremental",
     "map_caches",
+    "replace_streams",
     "split",
     "tune",
 ]

@@ -1,7 +1,7 @@
 """The words that everything else speaks: a dynamic network is a pair of pure functions."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,6 @@ Params = Any
 
 Frames = jax.Array
 """`(streams, H, W, C)`, floating in [0, 1] or uint8; the leading axis is the camera, never time."""
-
-State = Any
-"""A frozen pytree of arrays that a step takes and returns, so that it can be donated or saved."""
 
 Output = Any
 """Whatever pytree the network returns for one set of frames."""
@@ -27,10 +24,10 @@ class Work(NamedTuple):
         direct convolution would need them.
       dense_macs: What the dense network takes, `float32[streams]`.
       changed: The share of frame pixels that changed, `float32[streams]`.
-      cells: Active cells of each segment, all streams together, `int32[segments]`.
-      dense: Which segments ran on whole frames, `bool[segments]`.
+      details: What else a system counts, by name: arrays of any shape. The system's docstring says
+        which.
 
-    >>> work = Work(jnp.array([1.0]), jnp.array([4.0]), jnp.array([0.1]), jnp.array([3]), None)
+    >>> work = Work(jnp.array([1.0]), jnp.array([4.0]), jnp.array([0.1]), {"cells": jnp.array([3])})
     >>> work.mac_fraction.item()
     0.25
     """
@@ -38,8 +35,7 @@ class Work(NamedTuple):
     macs: jax.Array
     dense_macs: jax.Array
     changed: jax.Array
-    cells: jax.Array
-    dense: jax.Array
+    details: Mapping[str, jax.Array]
 
     @property
     def mac_fraction(self) -> jax.Array:
@@ -47,20 +43,138 @@ class Work(NamedTuple):
         return jnp.sum(self.macs) / jnp.maximum(jnp.sum(self.dense_macs), 1.0)
 
 
+class VideoState(Protocol):
+    """What every state offers: a frozen pytree of arrays, to donate, save, shard or move.
+
+    Attributes:
+      work: What the last step executed.
+    """
+
+    @property
+    def work(self) -> Work:
+        """What the last step executed."""
+        ...
+
+    def stream_axes(self) -> Self:
+        """The same pytree with, for each leaf, the number of its stream axis; -1 where none is."""
+        ...
+
+    def restarted(self, which: jax.Array) -> Self:
+        """The state once the streams `which`, `bool[streams]`, have been put in from elsewhere.
+
+        Whatever the state holds of several streams together is no longer theirs; a system that
+        holds such things marks here that its next step has to make them anew.
+        """
+        ...
+
+
+class InitFn(Protocol):
+    """`init(params, frames) -> (state, output)`: the first frame of every stream, dense."""
+
+    def __call__(self, params: Params, frames: Frames) -> tuple[Any, Output]:
+        """Runs on the first frames."""
+        ...
+
+
+class StepFn(Protocol):
+    """`step(params, state, frames, mask=None) -> (state, output)`: every later frame.
+
+    A mask `bool[streams, H, W]` says which pixels to take as changed; None leaves it to the system.
+    """
+
+    def __call__(
+        self, params: Params, state: Any, frames: Frames, mask: jax.Array | None = None
+    ) -> tuple[Any, Output]:
+        """Runs on the next frames."""
+        ...
+
+
+class RecalibrateFn(Protocol):
+    """`recalibrate(params, state, frames) -> state`: scales measured anew, on these frames."""
+
+    def __call__(self, params: Params, state: Any, frames: Frames) -> Any:
+        """Measures again what tolerances are relative to."""
+        ...
+
+
+def _nothing_to_calibrate(params: Params, state: Any, frames: Frames) -> Any:
+    del params, frames
+    return state
+
+
 class VideoFunction(NamedTuple):
     """A dynamic network: `init` on the first frames, `step` on all that follow.
 
     Attributes:
       init: `init(params, frames) -> (state, output)`, dense.
-      step: `step(params, state, frames) -> (state, output)`, computing as little as it can.
+      step: `step(params, state, frames, mask=None) -> (state, output)`, computing as little as it
+        can.
+      recalibrate: `recalibrate(params, state, frames) -> state`; a system whose tolerances do not
+        depend on what the first frames showed returns the state as it is.
 
     >>> count = VideoFunction(
-    ...     init=lambda params, frames: (1, frames), step=lambda params, n, frames: (n + 1, frames)
+    ...     init=lambda params, frames: (1, frames),
+    ...     step=lambda params, n, frames, mask=None: (n + 1, frames),
     ... )
     >>> state, _ = count.init(None, "first")
     >>> count.step(None, state, "second")
     (2, 'second')
     """
 
-    init: Callable[..., tuple[State, Output]]
-    step: Callable[..., tuple[State, Output]]
+    init: InitFn
+    step: StepFn
+    recalibrate: RecalibrateFn = _nothing_to_calibrate
+
+
+def replace_streams[State: VideoState](state: State, other: State, which: jax.Array) -> State:
+    """Puts some streams of one state into another: a camera joins, leaves or starts again.
+
+    Args:
+      state: Of the streams that go on.
+      other: Of the same function, with as many streams, or with one that goes wherever `which`
+        says: `init(params, frame[None])` of a new camera.
+      which: The streams to take from `other`, `bool[streams]`.
+
+    Returns:
+      The joined state. Under `jit` nothing is compiled again, whatever `which` says.
+
+    Raises:
+      ValueError: Where the states are not of one function, or `which` is not `bool[streams]`.
+
+    Exact: the other streams go on as if nothing had happened, bit for bit, in a function that
+    treats its streams apart. What mixes them (a mean over the cameras) is computed anew in the next
+    step.
+
+    >>> import dynvid
+    >>> video = dynvid.incremental(lambda gain, x: x * gain)
+    >>> two, _ = video.init(jnp.ones(()), jnp.zeros((2, 4, 4, 1)))
+    >>> one, _ = video.init(jnp.ones(()), jnp.ones((1, 4, 4, 1)))
+    >>> replace_streams(two, one, jnp.array([False, True])).reference.sum((1, 2, 3)).tolist()
+    [0.0, 16.0]
+    """
+    streams = state.work.macs.shape[0]
+    if jnp.shape(which) != (streams,) or jnp.result_type(which) != jnp.bool_:
+        raise ValueError(
+            f"which must be bool[{streams}]; got {jnp.result_type(which)}{list(jnp.shape(which))}"
+        )
+    which = jnp.asarray(which)
+
+    def choose(mine: jax.Array, theirs: jax.Array, axis: int) -> jax.Array:
+        if axis < 0:
+            return mine
+        shape = [1] * mine.ndim
+        shape[axis] = streams
+        if theirs.dtype != mine.dtype or any(
+            n != m and not (i == axis and n == 1)
+            for i, (n, m) in enumerate(zip(theirs.shape, mine.shape, strict=True))
+        ):
+            raise ValueError(
+                f"other must be a state of the same function, of {streams} streams or of one; got "
+                f"{theirs.dtype}{list(theirs.shape)} for {mine.dtype}{list(mine.shape)}"
+            )
+        return jnp.where(which.reshape(shape), theirs, mine)
+
+    if jax.tree.structure(state) != jax.tree.structure(other):
+        raise ValueError("other must be a state of the same function; got another structure")
+    joined = jax.tree.map(choose, state, other, state.stream_axes())
+    return joined.restarted(which)

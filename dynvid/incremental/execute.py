@@ -24,7 +24,7 @@ Halo = tuple[tuple[int, int], tuple[int, int]]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["frames", "caches", "tolerances", "weights", "work", "changes"],
-    meta_fields=["names", "halos", "layouts"],
+    meta_fields=["names", "halos", "layouts", "axes"],
 )
 @dataclasses.dataclass(frozen=True)
 class State:
@@ -44,6 +44,7 @@ class State:
       names: The unit that each cache belongs to.
       halos: The halo of the frames and of each cache, None for vectors.
       layouts: The model's own axis order of each cached map, None for vectors.
+      axes: The stream axis of each cache as it is stored, -1 where it is of all streams together.
     """
 
     frames: jax.Array
@@ -55,6 +56,19 @@ class State:
     names: tuple[str, ...]
     halos: tuple[Halo | None, ...]
     layouts: tuple[Layout | None, ...]
+    axes: tuple[int, ...]
+
+    def stream_axes(self) -> "State":
+        """The same pytree with the stream axis of each leaf; -1 where it is of all streams."""
+        first = jax.tree.map(lambda _: 0, self)
+        work = first.work._replace(details=jax.tree.map(lambda _: -1, first.work.details))
+        weights = tuple(-1 for _ in self.weights)
+        return dataclasses.replace(first, caches=self.axes, weights=weights, work=work)
+
+    def restarted(self, which: jax.Array) -> "State":
+        """The state once some of its streams have been replaced; see `dynvid.replace_streams`."""
+        del which
+        return self
 
     @property
     def reference(self) -> jax.Array:
@@ -341,8 +355,10 @@ class Runner:
             macs=dense,
             dense_macs=dense,
             changed=jnp.ones(self.count, jnp.float32),
-            cells=jnp.array([self.count * _cell_count(s) for s in segments], jnp.int32),
-            dense=jnp.ones(len(segments), bool),
+            details={
+                "cells": jnp.array([self.count * _cell_count(s) for s in segments], jnp.int32),
+                "dense": jnp.ones(len(segments), bool),
+            },
         )
         return State(
             frames=self.frames,
@@ -354,6 +370,7 @@ class Runner:
             names=tuple(names),
             halos=tuple(plan.halos.get(v) for v in (plan.graph.frames, *plan.kept)),
             layouts=tuple(plan.layouts.get(v) for v in (plan.graph.frames, *plan.kept)),
+            axes=tuple(0 if v in plan.layouts else plan.streams.get(v, -1) for v in plan.kept),
         )
 
     def _rms(self, value: Value, array: jax.Array) -> jax.Array:
@@ -402,8 +419,10 @@ class Runner:
             macs=macs,
             dense_macs=jnp.full(self.count, plan.dense_macs, jnp.float32),
             changed=jnp.mean(changed, axis=(1, 2), dtype=jnp.float32),
-            cells=jnp.array(active, jnp.int32) if active else jnp.zeros(0, jnp.int32),
-            dense=jnp.array(dense, bool) if dense else jnp.zeros(0, bool),
+            details={
+                "cells": jnp.array(active, jnp.int32) if active else jnp.zeros(0, jnp.int32),
+                "dense": jnp.array(dense, bool) if dense else jnp.zeros(0, bool),
+            },
         )
         return dataclasses.replace(
             state,

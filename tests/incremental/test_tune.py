@@ -58,7 +58,7 @@ def run(params, clip, **options):
     for frame in clip[1:]:
         state, output = video.step(params, state, frame)
         outputs.append(output)
-        assert not np.any(state.work.dense)
+        assert not np.any(state.work.details["dense"])
         fractions.append(np.asarray(state.work.macs / state.work.dense_macs))
     return np.stack(outputs), float(np.mean(fractions))
 

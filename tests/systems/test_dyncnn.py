@@ -175,7 +175,7 @@ def test_the_papers_setting_is_exact_on_whole_numbers_below_a_threshold_of_one(s
     for frame in rest:
         state, out = video.step(params, state, frame)
         assert_identical(out, jax.jit(three)(params, frame))
-        assert not state.work.dense.any()
+        assert not state.work.details["dense"].any()
         np.testing.assert_array_equal(state.reference, frame)
 
 
@@ -189,7 +189,7 @@ def test_the_papers_border_is_wrong_in_the_outermost_rings_only():
     for border in ("exact", "paper"):
         video = dyncnn(three, border=border, **AT_REFERENCE)
         state, out = video.step(params, video.init(params, before)[0], after, mask)
-        assert not state.work.dense.any()
+        assert not state.work.details["dense"].any()
         errors[border] = np.any(out != jax.jit(three)(params, state.reference), axis=-1)
     assert not errors["exact"].any()
     rings = len(params) - 1
@@ -235,7 +235,7 @@ def test_the_strip_equals_the_batch_bit_for_bit(border, continuous):
             state, out = video.step(
                 params, state, whole_numbers(1, *shape, limit=3), marks(kind, shape[:3])
             )
-        assert not state.work.dense.all()
+        assert not state.work.details["dense"].all()
         made[layout] = (out, state.maps)
     assert_identical(made["strip"], made["batch"])
 
@@ -363,10 +363,10 @@ def test_chosen_groups_run_by_the_scheme_and_all_else_densely(options, names):
     mask[0, 4, 4] = True
     state = one_step(mask, **options)
     assert list(state.maps) == list(state.names) == names
-    assert state.work.cells.shape == state.work.dense.shape == (len(names),)
-    assert not state.work.dense.any()
+    assert state.work.details["cells"].shape == state.work.details["dense"].shape == (len(names),)
+    assert not state.work.details["dense"].any()
     if "cell" in options:  # 5x5 pixels from (2, 2) in cells of 3; then 6x6 from (0, 0) in one of 6
-        assert state.work.cells.tolist() == [9, 1]
+        assert state.work.details["cells"].tolist() == [9, 1]
     rest = sum(DENSE) - sum(sum(DENSE[2 * i : 2 * i + 2]) for i in options.get("groups", [0, 1]))
     assert float(state.work.dense_macs[0]) == sum(DENSE)
     assert rest < float(state.work.macs[0]) + (not names) <= sum(DENSE) + (not names)
@@ -396,8 +396,8 @@ def corner(*streams):
 )
 def test_multiply_accumulates_are_those_counted_by_hand(options, cells, macs):
     state = one_step(corner(1), cell=6, **options)
-    assert state.work.cells.tolist() == cells
-    assert not state.work.dense.any()
+    assert state.work.details["cells"].tolist() == cells
+    assert not state.work.details["dense"].any()
     assert state.work.macs.tolist() == [0, macs]
     assert state.work.dense_macs.tolist() == [sum(DENSE)] * 2
     np.testing.assert_allclose(state.work.changed, [0, 1 / 24**2])
@@ -405,7 +405,7 @@ def test_multiply_accumulates_are_those_counted_by_hand(options, cells, macs):
 
 def test_the_strips_seams_are_counted():
     state = one_step(corner(0, 1), cell=6, layout="strip")
-    assert state.work.cells.tolist() == [2, 2]
+    assert state.work.details["cells"].tolist() == [2, 2]
     # K (W - 2) (H - 2) with W = 2 x 10: outputs are 18x8, then 16x6, for two cells.
     macs = 9 * (12 * 18 * 8 + 16 * 16 * 6 + 32 * 18 * 8 + 64 * 16 * 6)
     assert state.work.macs.tolist() == [macs / 2] * 2
@@ -413,14 +413,14 @@ def test_the_strips_seams_are_counted():
 
 def test_a_still_frame_computes_only_what_is_always_dense():
     state = one_step(np.zeros((1, 24, 24), bool), groups=[1])
-    assert state.work.cells.tolist() == [0]
+    assert state.work.details["cells"].tolist() == [0]
     assert state.work.macs.tolist() == [DENSE[0] + DENSE[1]]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_past_the_break_even_a_unit_runs_densely(scheme):
     state = one_step(np.ones((1, 24, 24), bool), **SCHEMES[scheme])
-    assert state.work.dense.all()
+    assert state.work.details["dense"].all()
     assert state.work.macs.tolist() == [sum(DENSE)]
 
 
@@ -438,8 +438,8 @@ def test_the_break_even_itself_still_runs_on_cells():
         state, _ = video.init(kernel, whole_numbers(0, 1, 24, 24, 3))
         state, out = video.step(kernel, state, whole_numbers(1, 1, 24, 24, 3), pixels)
         assert_identical(out, jax.jit(fn)(kernel, state.reference))
-        assert state.work.cells.tolist() == [count]
-        ran.append(state.work.dense.item())
+        assert state.work.details["cells"].tolist() == [count]
+        ran.append(state.work.details["dense"].item())
     assert ran == [False, True]
 
 

@@ -446,7 +446,7 @@ def dyncnn(
     >>> state, out = video.init(jnp.ones((3, 3, 1, 1)), jnp.zeros((1, 32, 32, 1)))
     >>> state, out = video.step(
     ...     jnp.ones((3, 3, 1, 1)), state, jnp.zeros((1, 32, 32, 1)).at[0, 8, 8].set(1.0))
-    >>> out.sum().item(), state.work.cells
+    >>> out.sum().item(), state.work.details["cells"]
     (9.0, Array([1], dtype=int32))
     """
     _check_options(partition, reference, inputs, border, layout, channels)
@@ -475,8 +475,12 @@ def dyncnn(
             macs=macs,
             dense_macs=macs,
             changed=jnp.ones(streams, jnp.float32),
-            cells=jnp.array([streams * rows * columns for rows, columns in grids], jnp.int32),
-            dense=jnp.ones(len(grids), bool),
+            details={
+                "cells": jnp.array(
+                    [streams * rows * columns for rows, columns in grids], jnp.int32
+                ),
+                "dense": jnp.ones(len(grids), bool),
+            },
         )
         names = tuple(unit.name for unit in cut.units)
         return State(jnp.asarray(frames), tuple(walk.stored), work, names, cut.halos), output
@@ -510,8 +514,10 @@ def dyncnn(
             macs=macs,
             dense_macs=jnp.full(frames.shape[0], cut.plan.dense_macs, jnp.float32),
             changed=jnp.mean(changed, axis=(1, 2), dtype=jnp.float32),
-            cells=jnp.stack(count) if count else jnp.zeros(0, jnp.int32),
-            dense=jnp.stack(dense) if dense else jnp.zeros(0, bool),
+            details={
+                "cells": jnp.stack(count) if count else jnp.zeros(0, jnp.int32),
+                "dense": jnp.stack(dense) if dense else jnp.zeros(0, bool),
+            },
         )
         return State(new, tuple(walk.stored), work, state.names, state.halos), output
 
