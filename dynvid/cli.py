@@ -28,9 +28,9 @@ import dynvid
 from dynvid.coding.container import BitstreamReader
 from dynvid.coding.entropy import zero_order_entropy
 from dynvid.coding.errors import BitstreamError
-from dynvid.models import ssd, synthetic_detector
-from dynvid.models.detection import HEADS, Head
+from dynvid.models import ssd
 from dynvid.models.synthetic_detector import STRIDE, load_synthetic_detector
+from dynvid.models.zoo import HEADS, Head
 from dynvid.runner import Detector, FrameResult, Measures, detect_video, summarize
 from dynvid.systems.ifmdc import FeatureReader, FeatureWriter, Settings, clip_range
 from dynvid.video.draw import annotate_frame
@@ -43,7 +43,6 @@ from dynvid.weights.darknet import load_darknet
 from dynvid.weights.onnx import load_onnx
 from dynvid.weights.yolov5 import load_yolov5
 
-_HEADS: dict[str, Head] = {"synthetic": synthetic_detector.HEAD, "ssd": ssd.HEAD, **HEADS}
 _HEAD_OF_SUFFIX = {".pt": "yolov5", ".caffemodel": "ssd", ".cfg": "yolov3"}
 _FPS = 25.0  # of what is written, where the source does not say
 
@@ -630,15 +629,15 @@ def load_detector(
     Raises:
       UsageError: the file or the head cannot be used.
     """
-    if head is not None and head not in _HEADS:
-        raise UsageError(f"--head must be one of {', '.join(sorted(_HEADS))}, got {head!r}")
+    if head is not None and head not in HEADS:
+        raise UsageError(f"--head must be one of {', '.join(sorted(HEADS))}, got {head!r}")
     if model is None:
         network, params = load_synthetic_detector()
         name = head or "synthetic"
         # It knows objects by their size in pixels: frames are padded, never resized.
         height, width = frame_size
         size = (-(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE)
-        return Detector("shipped detector", network, params, _HEADS[name], name, size)
+        return Detector("shipped detector", network, params, HEADS[name], name, size)
     if not model.is_file():
         raise UsageError(f"cannot read the model {model}: no such file")
     size = None
@@ -663,7 +662,7 @@ def load_detector(
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(f"cannot read the model: {_one_line(error)}") from error
     name = head or _guess_head(model, network, params, size)
-    return Detector(model.name, network, params, _HEADS[name], name, size)
+    return Detector(model.name, network, params, HEADS[name], name, size)
 
 
 def _guess_head(
@@ -676,7 +675,7 @@ def _guess_head(
     try:
         check_detector(candidate, size)
     except UsageError as error:
-        known = ", ".join(sorted(_HEADS))
+        known = ", ".join(sorted(HEADS))
         raise UsageError(
             f"cannot tell the head of {model}, give --head ({known}): {error}"
         ) from None
@@ -903,7 +902,8 @@ def _check_number(name: str, value: float, most: float) -> None:
 
 
 def _square(head: Head) -> tuple[int, int]:
-    return head.longest_side, head.longest_side
+    side = head.preprocessing.longest_side
+    return side, side
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -11,8 +11,10 @@ import numpy as np
 
 from dynvid.incremental import incremental
 from dynvid.metrics.average_precision import detection_agreement
-from dynvid.models.detection import Detections, Head, Letterbox
+from dynvid.models.zoo import Head
+from dynvid.ops.boxes import Detections
 from dynvid.ops.difference import changed_pixels
+from dynvid.ops.letterbox import Letterbox
 from dynvid.types import Frames, Output, Params
 
 SCORE_THRESHOLD = 0.3
@@ -44,11 +46,11 @@ class Detector:
 
     def geometry(self, frame_size: tuple[int, int]) -> Letterbox:
         """How frames of `(height, width)` lie in the network's input."""
-        return self.head.letterbox(frame_size, network_size=self.network_size)
+        return self.head.preprocessing.letterbox(frame_size, network_size=self.network_size)
 
     def on_frames(self, frame_size: tuple[int, int]) -> Callable[[Params, Frames], Output]:
         """The network as a function of uint8 frames: conversion and resizing inside."""
-        return self.head.on_frames(self.network, self.geometry(frame_size))
+        return self.head.preprocessing.on_frames(self.network, self.geometry(frame_size))
 
     def decode(self, params: Params, outputs: Output, *, frame_size: tuple[int, int]) -> Detections:
         """Boxes in pixels of the frame from the network's raw outputs."""
@@ -140,8 +142,11 @@ def detect_video(
     Raises:
       ValueError: the network cannot run on frames of this size.
 
-    >>> from dynvid.models.synthetic_detector import HEAD, load_synthetic_detector
-    >>> detector = Detector("shipped", *load_synthetic_detector(), HEAD, "synthetic", (32, 32))
+    >>> from dynvid.models.synthetic_detector import load_synthetic_detector
+    >>> from dynvid.models.zoo import HEADS
+    >>> detector = Detector(
+    ...     "shipped", *load_synthetic_detector(), HEADS["synthetic"], "synthetic", (32, 32)
+    ... )
     >>> still = [np.zeros((32, 32, 3), np.uint8)] * 2
     >>> for result in detect_video(detector, still, threshold=15, truncation=0.5):
     ...     print(result.measures.mac_fraction, len(result.boxes))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynvid.models.detection import Detections, Head, non_maximum_suppression
+from dynvid.ops.boxes import Detections, non_maximum_suppression
 from dynvid.types import Frames, Params
 
 CLASS_NAMES = ("disc", "square", "triangle")
@@ -182,18 +182,3 @@ def decode_synthetic(
         max_candidates=max_candidates,
         max_detections=max_detections,
     )
-
-
-def _decode(
-    params: Params,
-    outputs: SyntheticOutputs,
-    *,
-    size: tuple[int, int],
-    score_threshold: float,
-    iou_threshold: float,
-) -> Detections:
-    return decode_synthetic(outputs, score_threshold=score_threshold, iou_threshold=iou_threshold)
-
-
-HEAD = Head(CLASS_NAMES, _decode, "top_left", "rgb", white=1, longest_side=256, multiple=STRIDE)
-"""What a runner has to know about this detector."""

@@ -28,9 +28,10 @@ from rich.progress import track
 
 import dynvid
 from dynvid.metrics.average_precision import average_precision, of_class, pad_boxes, parse_mot
-from dynvid.models.detection import HEADS, Detections
 from dynvid.models.resnet import ResNet50
 from dynvid.models.vgg import VGG16
+from dynvid.models.zoo import HEADS
+from dynvid.ops.boxes import Detections
 from dynvid.video.reader import resize_frame
 from dynvid.weights.onnx import load_onnx
 from dynvid.weights.yolov5 import load_yolov5

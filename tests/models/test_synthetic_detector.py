@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from dynvid.models import synthetic_detector as module
-from dynvid.models.detection import intersection_over_union
 from dynvid.models.synthetic_detector import (
-    HEAD,
     SyntheticOutputs,
     decode_synthetic,
     init_synthetic_detector,
     load_synthetic_detector,
     synthetic_detector,
 )
+from dynvid.models.zoo import HEADS
+from dynvid.ops.boxes import intersection_over_union
 from dynvid.video.synthetic import CLASS_NAMES, render, synthetic_scene
 
 
@@ -84,14 +84,15 @@ def test_the_head_takes_frames_of_any_size():
     fn, params = load_synthetic_detector()
     scene = synthetic_scene(jax.random.key(2), size=(256, 256), objects=3, noise=0.0)
     frames = render(scene, 0).frame[None]
-    np.testing.assert_array_equal(HEAD.network_size((256, 256)), (256, 256))
+    head = HEADS["synthetic"]
+    np.testing.assert_array_equal(head.preprocessing.network_size((256, 256)), (256, 256))
     plain = decode_synthetic(fn(params, frames))
     for frame_size in ((256, 256), (243, 250)):
-        geometry = HEAD.letterbox(frame_size, network_size=(256, 256))
+        geometry = head.preprocessing.letterbox(frame_size, network_size=(256, 256))
         cut = frames[:, : frame_size[0], : frame_size[1]]
-        outputs = HEAD.on_frames(fn, geometry)(params, cut)
+        outputs = head.preprocessing.on_frames(fn, geometry)(params, cut)
         found = geometry.to_frame(
-            HEAD.decode(params, outputs, size=(256, 256), score_threshold=0.3, iou_threshold=0.5)
+            head.decode(params, outputs, size=(256, 256), score_threshold=0.3, iou_threshold=0.5)
         )
         assert int(found.valid.sum()) >= 2
         if frame_size == (256, 256):

@@ -20,7 +20,7 @@ from dynvid.incremental.execute import Runner, State, interior
 from dynvid.incremental.plan import Plan
 from dynvid.incremental.trace import Value
 from dynvid.incremental.transform import plan_for
-from dynvid.models.detection import Detections
+from dynvid.ops.boxes import Detections
 from dynvid.ops.difference import changed_pixels
 from dynvid.video.draw import draw_boxes, overlay_mask
 from experiments.dyncnn.pets.evaluate import CLASSES, SCORE, Contest, agreement

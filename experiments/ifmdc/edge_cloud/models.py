@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dynvid.models import synthetic_detector
-from dynvid.models.detection import HEADS, Head
 from dynvid.models.synthetic_detector import load_synthetic_detector
+from dynvid.models.zoo import HEADS, Head
 from dynvid.runner import IOU_THRESHOLD
 from dynvid.types import Params
 from dynvid.video.reader import VideoSource
@@ -61,7 +60,7 @@ def load(model: str | None, *, cut: str | None, size: tuple[int, int]) -> SplitN
     params: Params
     network: Any
     if model == "synthetic":
-        kind, head = "synthetic", synthetic_detector.HEAD
+        kind, head = "synthetic", HEADS["synthetic"]
         network, params = load_synthetic_detector()
     elif path.suffix == ".pt":
         kind, head = ".pt", HEADS["yolov5"]
@@ -85,7 +84,9 @@ def load(model: str | None, *, cut: str | None, size: tuple[int, int]) -> SplitN
 
     return split_network(
         path.stem if kind != "synthetic" else kind,
-        head.on_frames(network, head.letterbox(size, network_size=size)),
+        head.preprocessing.on_frames(
+            network, head.preprocessing.letterbox(size, network_size=size)
+        ),
         decode,
         params,
         cut=cut or CUTS[kind],

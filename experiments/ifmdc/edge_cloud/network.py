@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 import dynvid
 from dynvid.incremental.split import Features
 from dynvid.incremental.trace import Value, trace
-from dynvid.models.detection import Detections
+from dynvid.ops.boxes import Detections
 from dynvid.systems.ifmdc import Settings, ifmdc
 from dynvid.types import Frames, Output, Params
 
