@@ -13,11 +13,10 @@ import numpy as np
 from av.error import FFmpegError
 from PIL import Image
 
+from dynvid.ops.letterbox import letterbox as letterbox_geometry
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """The file name endings that are read as images."""
-
-LETTERBOX_LEVEL = 114
-"""The grey level of the bars that `letterbox=True` adds, as YOLO's detectors were trained with."""
 
 _LIVE_TIMEOUT = 10.0  # seconds to wait for a network stream to open or to send
 
@@ -242,7 +241,8 @@ def resize_frame(
     Args:
       frame: `(H, W, 3)` uint8.
       size: `(height, width)` wanted.
-      letterbox: keep the proportions and fill the rest with grey, equally on both sides.
+      letterbox: keep the proportions and fill the rest with grey, equally on both sides, as
+        `ops.letterbox.letterbox` places them.
 
     Returns:
       `(*size, 3)` uint8.
@@ -257,14 +257,10 @@ def resize_frame(
     if not letterbox:
         image = Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(image)
-    scale = min(height / frame.shape[0], width / frame.shape[1])
-    inner_height = min(height, max(1, round(frame.shape[0] * scale)))
-    inner_width = min(width, max(1, round(frame.shape[1] * scale)))
-    top, left = (height - inner_height) // 2, (width - inner_width) // 2
-    result = np.full((height, width, 3), LETTERBOX_LEVEL, np.uint8)
-    result[top : top + inner_height, left : left + inner_width] = resize_frame(
-        frame, (inner_height, inner_width)
-    )
+    place = letterbox_geometry(frame.shape[:2], size, placement="centre")
+    (rows, columns), top, left = place.resized, place.top, place.left
+    result = np.full((height, width, 3), place.fill, np.uint8)
+    result[top : top + rows, left : left + columns] = resize_frame(frame, (rows, columns))
     return result
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dynvid.ops.letterbox import letterbox
 from dynvid.video import reader
 from dynvid.video.reader import VideoError, VideoSource, VideoWarning, resize_frame
 from tests.data import data_path
@@ -290,6 +291,18 @@ def test_resize_and_letterbox(tmp_path):
     np.testing.assert_array_equal(tall[:, 8:12], flat(7, (20, 4)))
     assert (tall[:, :8] == 114).all()
     assert (tall[:, 12:] == 114).all()
+
+
+@pytest.mark.parametrize("frame_size", [(48, 64), (100, 37), (61, 97), (7, 90), (33, 20)])
+@pytest.mark.parametrize("size", [(100, 100), (41, 64), (20, 33)])
+def test_bars_are_where_boxes_are_looked_for(frame_size, size):
+    """A letterboxed frame and the geometry that brings boxes back to it are one thing."""
+    frame = resize_frame(flat(200, frame_size), size, letterbox=True)
+    place = letterbox(frame_size, size, placement="centre")
+    rows, columns = np.nonzero((frame == 200).all(-1))
+    assert (rows.min(), columns.min()) == (place.top, place.left)
+    extent = (rows.max() + 1 - place.top, columns.max() + 1 - place.left)
+    assert extent == place.resized
 
 
 def test_options_out_of_range():
