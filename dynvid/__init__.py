@@ -1,9 +1,12 @@
 """Dynamic video inference in JAX: any vision function, run incrementally on a video."""
 
-from dynvid.incremental import Tuning, explain, incremental, map_caches, split, tune
+from dynvid.graph import Split, split
+from dynvid.incremental import State, Tuning, explain, incremental, map_caches, tune
 from dynvid.types import VideoFunction, Work, replace_streams
 
 __all__ = [
+    "Split",
+    "State",
     "Tuning",
     "VideoFunction",
     "Work",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dynvid.graph.evaluate import Evaluator
+from dynvid.graph.trace import Node, Value
 from dynvid.incremental import program
 from dynvid.incremental.plan import Boundary, Plan, Segment
 from dynvid.incremental.program import Program
 from dynvid.incremental.rules import Layout, Window, mask_through
-from dynvid.incremental.trace import Node, Value
 from dynvid.ops import cells, masks
 from dynvid.types import Work
 
@@ -108,43 +108,11 @@ def _choose(moved: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(moved.reshape(*moved.shape, *(1,) * (new.ndim - 3)), new, old)
 
 
-class _Dense:
-    """Evaluates values in the model's own layout, from what is kept; remembers what it made."""
-
-    def __init__(self, known: dict[Value, jax.Array], load: Callable[[Value], jax.Array | None]):
-        self.known = known
-        self._load = load
-
-    def child(self, fresh: frozenset[Node] = frozenset()) -> "_Dense":
-        """An evaluator for a nested trace: what it makes does not leak out of it.
-
-        Args:
-          fresh: Operations to run again although their results are kept.
-        """
-        load = self._load
-        return _Dense(dict(self.known), lambda v: None if v.node in fresh else load(v))
-
-    def __call__(self, value: Value) -> jax.Array:
-        if value in self.known:
-            return self.known[value]
-        if value.constant is not None:
-            return jnp.asarray(value.constant, value.dtype)
-        kept = self._load(value)
-        if kept is not None:
-            self.known[value] = kept
-            return kept
-        node = value.node
-        assert node is not None
-        outputs = node.bind(*(self(v) for v in node.inputs))
-        self.known.update(zip(node.outputs, outputs, strict=True))
-        return self.known[value]
-
-
 @dataclasses.dataclass
 class _Cells:
     """The context of a program's evaluation: which cells, and where to find everything else."""
 
-    evaluate: _Dense
+    evaluate: Evaluator
     weights: dict[Node, jax.Array]
     stream: jax.Array
     index: tuple[jax.Array, jax.Array]
@@ -217,7 +185,7 @@ class Runner:
         self.count = plan.graph.frames.shape[0]
         self.slot = {value: i for i, value in enumerate(plan.kept)}
         self.caches: list[Any] = [None] * len(plan.kept)
-        self.evaluate = _Dense({}, self._load)
+        self.evaluate = Evaluator(self._load)
         self.weights: dict[Node, jax.Array] = {}
         self.change: dict[Value, jax.Array] = {}
         self._arguments = jax.tree.leaves(params)
@@ -266,7 +234,7 @@ class Runner:
             return self.change[value]
         op = self.plan.ops.get(value.node) if value.node is not None else None
         inputs = value.node.inputs if value.node is not None else ()
-        moved = [self.mask(v) for v in inputs if v.dynamic and v not in self.plan.layouts]
+        moved = [self.mask(v) for v in inputs if v.frame_dependent and v not in self.plan.layouts]
         if op is None:
             mask = functools.reduce(jnp.logical_or, moved)
         else:
@@ -281,7 +249,9 @@ class Runner:
         return mask
 
     def _output_mask(self, value: Value) -> jax.Array:
-        return self.mask(value) if value.dynamic else jnp.zeros(self._mask_shape(value), bool)
+        return (
+            self.mask(value) if value.frame_dependent else jnp.zeros(self._mask_shape(value), bool)
+        )
 
     def _mask_shape(self, value: Value) -> tuple[int, ...]:
         """`(S, h, w)` of a map, `(S,)` of everything else."""

@@ -8,8 +8,8 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from dynvid.graph.trace import Node
 from dynvid.incremental.plan import Plan, Segment, node_macs
-from dynvid.incremental.trace import Node
 from dynvid.incremental.transform import plan_for
 from dynvid.types import Params
 
@@ -134,7 +134,7 @@ def _row(plan: Plan, node: Node, unit: Any) -> Row:
     shape = node.outputs[0].shape
     macs = node_macs(node) // plan.graph.frames.shape[0]
     mode: Mode
-    if not any(value.dynamic for value in node.inputs):
+    if not any(value.frame_dependent for value in node.inputs):
         mode, macs, note = "fixed", 0, ""
     elif node in plan.reasons:
         mode, note = "dense", plan.reasons[node]

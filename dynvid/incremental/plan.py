@@ -7,11 +7,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from dynvid.graph.primitives import ELEMENTWISE
+from dynvid.graph.trace import Graph, Node, Value
 from dynvid.incremental import program
 from dynvid.incremental.geometry import Stencil, cells
 from dynvid.incremental.program import MisalignedError, Program
-from dynvid.incremental.rules import ELEMENTWISE, Layout, SpatialOp, Window, spatial_op
-from dynvid.incremental.trace import Graph, Node, Value
+from dynvid.incremental.rules import Layout, SpatialOp, Window, spatial_op
 from dynvid.ops.cells import chunk_size
 
 
@@ -111,7 +112,7 @@ class Plan:
 def _stream_axis(node: Node, axes: dict[Value, int], count: int) -> int | None:
     """Follows the stream axis through an operation that has no rows and columns."""
     name, p, out = node.primitive.name, node.params, node.outputs[0]
-    dynamic = [value for value in node.inputs if value.dynamic]
+    dynamic = [value for value in node.inputs if value.frame_dependent]
     if any(value not in axes for value in dynamic):
         return None
     x = dynamic[0]
@@ -157,7 +158,7 @@ def _stream_axis(node: Node, axes: dict[Value, int], count: int) -> int | None:
         if pair not in pairs:
             return None
         result = pairs.index(pair)
-    elif name == "conv_general_dilated" and not node.inputs[1].dynamic:
+    elif name == "conv_general_dilated" and not node.inputs[1].frame_dependent:
         spec = p["dimension_numbers"]
         result = spec.out_spec[0] if spec.lhs_spec[0] == axis else -1
     else:
@@ -198,7 +199,7 @@ class _Planner:
         self.is_segment: list[bool] = []
         self.consumers = graph.consumers()
         for node in graph.nodes:
-            if any(value.dynamic for value in node.inputs):
+            if any(value.frame_dependent for value in node.inputs):
                 self._classify(node)
                 self._assign(node)
 
@@ -237,7 +238,7 @@ class _Planner:
 
     def depends(self, value: Value) -> int:
         """The last unit that a value waits for; -1 for the frames alone."""
-        if not value.dynamic or value.node is None:
+        if not value.frame_dependent or value.node is None:
             return -1
         if value.node in self.home:
             return self.home[value.node]
@@ -325,7 +326,7 @@ class _Planner:
     # What is kept.
 
     def _stops(self, value: Value) -> bool:
-        return value.node is None or not value.dynamic or value.node in self.home
+        return value.node is None or not value.frame_dependent or value.node in self.home
 
     def _reads(self, values) -> set[Value]:
         """The frames, cached maps and cached vectors that `values` are made of."""
@@ -333,7 +334,7 @@ class _Planner:
         stack = list(values)
         while stack:
             value = stack.pop()
-            if not value.dynamic:
+            if not value.frame_dependent:
                 continue
             if self._stops(value):
                 found.add(value)
@@ -549,5 +550,5 @@ def _inputs(unit: Unit) -> set[Value]:
     """The values that a unit reads from others."""
     if isinstance(unit, Boundary):
         return set(unit.inputs)
-    vectors = {v for node in unit.nodes for v in node.inputs if v.dynamic}
+    vectors = {v for node in unit.nodes for v in node.inputs if v.frame_dependent}
     return vectors | {value for value, _ in unit.on_frame.gathers}

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynvid.graph.evaluate import constant_fold
+from dynvid.graph.trace import Node, Value
 from dynvid.incremental.geometry import Region, Stencil, hull, required
 from dynvid.incremental.rules import Context, Layout, SpatialOp, Window
-from dynvid.incremental.trace import Node, Value, known
 
 Extent = tuple[tuple[int, int], tuple[int, int]]
 """How far something reaches: `((above, left), (below, right))`."""
@@ -172,7 +173,7 @@ def build(
         else:
             at = held[value]
         if isinstance(fill, Value):
-            constant = known(fill)
+            constant = constant_fold(fill)
             fill = fill if constant is None else constant[()]
         size = [value.shape[axis] for axis in layouts[value][1:]]
         inside = all(region.inside(n) for region, n in zip(window, size, strict=True))

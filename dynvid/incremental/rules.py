@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dynvid.graph.evaluate import constant_fold
+from dynvid.graph.primitives import ELEMENTWISE
+from dynvid.graph.trace import Node, Value
 from dynvid.incremental.geometry import Reach, Region, Stencil, Table
-from dynvid.incremental.trace import Node, Value, known
 from dynvid.ops import cells, masks
 
 
@@ -100,80 +102,6 @@ class SpatialOp:
 
 IDENTITY = (Stencil(), Stencil())
 
-ELEMENTWISE = frozenset(
-    {
-        "abs",
-        "acos",
-        "acosh",
-        "add",
-        "and",
-        "asin",
-        "asinh",
-        "atan",
-        "atan2",
-        "atanh",
-        "cbrt",
-        "ceil",
-        "clamp",
-        "conj",
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "cos",
-        "cosh",
-        "digamma",
-        "div",
-        "eq",
-        "erf",
-        "erf_inv",
-        "erfc",
-        "exp",
-        "exp2",
-        "expm1",
-        "floor",
-        "ge",
-        "gt",
-        "igamma",
-        "imag",
-        "integer_pow",
-        "is_finite",
-        "le",
-        "lgamma",
-        "log",
-        "log1p",
-        "logistic",
-        "lt",
-        "max",
-        "min",
-        "mul",
-        "name",
-        "ne",
-        "neg",
-        "nextafter",
-        "not",
-        "or",
-        "pow",
-        "real",
-        "reduce_precision",
-        "rem",
-        "round",
-        "rsqrt",
-        "select_n",
-        "shift_left",
-        "shift_right_arithmetic",
-        "shift_right_logical",
-        "sign",
-        "sin",
-        "sinh",
-        "sqrt",
-        "square",
-        "stop_gradient",
-        "sub",
-        "tan",
-        "tanh",
-        "xor",
-    }
-)
 _FLEXIBLE = ("clamp", "select_n")  # take scalars where others need full shapes
 _REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or")
 _POOLING = {
@@ -262,7 +190,7 @@ def _static(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
 
 def _convolution(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     x, kernel = node.inputs
-    if x not in layouts or kernel.dynamic:
+    if x not in layouts or kernel.frame_dependent:
         return "its kernel depends on the frames"
     p = node.params
     spec = p["dimension_numbers"]
@@ -417,7 +345,7 @@ def _dot(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     left, right = node.inputs
     p = node.params
     (contract_left, contract_right), (batch, _) = p["dimension_numbers"]
-    if batch or (left.dynamic and right.dynamic):
+    if batch or (left.frame_dependent and right.frame_dependent):
         return "both factors depend on the frames" if not batch else "it is a batched product"
     first = left in layouts
     x, matrix = (left, right) if first else (right, left)
@@ -454,7 +382,7 @@ def _resize(node, x, matrix, mine, other, first, layout, products) -> SpatialOp 
     """A product with a known band matrix over rows or columns: bilinear resizing and the like."""
     if len(mine) != 1 or matrix.ndim != 2 or mine[0] == layout.stream:
         return "it contracts rows or columns together with other axes"
-    weights = known(matrix)
+    weights = constant_fold(matrix)
     if weights is None:
         return "it contracts rows or columns with a matrix known only at run time"
     if other[0] == 1:
@@ -699,7 +627,7 @@ def _slice(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
 
 def _pad(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     x, value = node.inputs
-    if x not in layouts or value.dynamic:
+    if x not in layouts or value.frame_dependent:
         return "its padding depends on the frames"
     layout, config = layouts[x], node.params["padding_config"]
     if config[layout.stream] != (0, 0, 0) or any(config[axis][2] for axis in layout[1:]):
@@ -756,10 +684,10 @@ def _split(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
 def _gather(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     """Taking known positions along one axis: nearest-neighbour resizing, channel shuffles."""
     x, indices = node.inputs
-    if x not in layouts or indices.dynamic:
+    if x not in layouts or indices.frame_dependent:
         return "its indices depend on the frames"
     layout, numbers = layouts[x], node.params["dimension_numbers"]
-    sizes, table = node.params["slice_sizes"], known(indices)
+    sizes, table = node.params["slice_sizes"], constant_fold(indices)
     if table is None:
         return "its indices are known only at run time"
     axes = numbers.collapsed_slice_dims

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from dynvid.graph.trace import trace
 from dynvid.incremental.execute import Runner, State, interior, write_interior
 from dynvid.incremental.plan import Plan, make_plan
-from dynvid.incremental.trace import trace
 from dynvid.ops.difference import changed_pixels
 from dynvid.types import Params, VideoFunction
 

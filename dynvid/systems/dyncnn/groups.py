@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dynvid.graph.primitives import ELEMENTWISE
+from dynvid.graph.trace import Node, Value
 from dynvid.incremental.geometry import Region, Stencil, required
 from dynvid.incremental.plan import Plan
-from dynvid.incremental.rules import ELEMENTWISE, Layout, Window
-from dynvid.incremental.trace import Node, Value
+from dynvid.incremental.rules import Layout, Window
 from dynvid.incremental.transform import plan_for
 from dynvid.ops import cells
 from dynvid.types import Params
@@ -82,7 +83,7 @@ class Convolution:
         """
         kernel = jnp.transpose(read(self.node.inputs[1]), self.kernel_order)
         operands = [
-            [None if v.dynamic else self._per_channel(v, read) for v in node.inputs]
+            [None if v.frame_dependent else self._per_channel(v, read) for v in node.inputs]
             for node in self.tail
         ]
         return kernel, operands
@@ -100,7 +101,7 @@ class Convolution:
         made: dict[Value, jax.Array] = {self.node.outputs[0]: x}
         for node, constants in zip(self.tail, operands, strict=True):
             arrays = [
-                made[v] if v.dynamic else constant
+                made[v] if v.frame_dependent else constant
                 for v, constant in zip(node.inputs, constants, strict=True)
             ]
             made[node.outputs[0]] = node.bind(*jnp.broadcast_arrays(*arrays))[0]
@@ -283,7 +284,7 @@ class _Finder:
             return False
         return op.layouts[0] == layout and all(
             value in inside
-            if value.dynamic
+            if value.frame_dependent
             else not value.ndim or all(_shape_once(value)[axis] == 1 for axis in layout)
             for value in node.inputs
         )

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dynvid.graph.evaluate import Evaluator, arguments
+from dynvid.graph.trace import Node, Value
 from dynvid.incremental.execute import Halo, interior
 from dynvid.incremental.plan import Plan
 from dynvid.incremental.program import widest
 from dynvid.incremental.rules import Window, mask_through
-from dynvid.incremental.trace import Node, Value
 from dynvid.incremental.transform import check_step, plan_for
 from dynvid.ops import cells, sparse_conv
 from dynvid.ops.difference import Channels
@@ -121,23 +122,14 @@ class _Walk:
     """One evaluation of a network: every operation in order, units by `run`.
 
     Attributes:
-      values: The arrays made so far, in the network's own layout.
+      evaluate: Makes the values between the units, in the network's own layout.
       stored: The units' maps in canonical layout with their halo.
     """
 
     def __init__(self, network: _Network, params: Params, frames: jax.Array):
         self.network = network
-        self.arguments = jax.tree.leaves(params)
-        self.values: dict[Value, jax.Array] = {network.plan.graph.frames: frames}
+        self.evaluate = Evaluator(arguments(params), given={network.plan.graph.frames: frames})
         self.stored: list[Any] = [None] * len(network.units)
-
-    def read(self, value: Value) -> jax.Array:
-        """The array of a value."""
-        if value in self.values:
-            return self.values[value]
-        if value.constant is not None:
-            return jnp.asarray(value.constant, value.dtype)
-        return self.arguments[value.argument]
 
     def run(self, unit: Callable[[int], jax.Array], visit: Callable[[Node], None]) -> Any:
         """Evaluates everything; `unit(i)` makes the stored map of a unit.
@@ -159,12 +151,12 @@ class _Walk:
                 value = self.network.units[i].convolutions[-1].result
                 order = plan.layouts[value].order(value.ndim)
                 inside = interior(self.stored[i], self.network.halos[i])
-                self.values[value] = jnp.transpose(inside, [order.index(a) for a in range(4)])
+                array = jnp.transpose(inside, [order.index(a) for a in range(4)])
+                self.evaluate.arrays[value] = array
             else:
-                made = node.bind(*map(self.read, node.inputs))
-                self.values.update(zip(node.outputs, made, strict=True))
+                self.evaluate(node.outputs[0])
                 visit(node)
-        leaves = [self.read(value) for value in plan.graph.outputs]
+        leaves = [self.evaluate(value) for value in plan.graph.outputs]
         return jax.tree.unflatten(plan.graph.structure, leaves)
 
     def source(self, i: int) -> tuple[jax.Array, Halo]:
@@ -175,14 +167,14 @@ class _Walk:
             return self.stored[made], self.network.halos[made]
         low, high = self.network.reaches[i]
         order = self.network.plan.layouts[value].order(value.ndim)
-        return cells.add_halo(jnp.transpose(self.read(value), order), low=low, high=high), (
+        return cells.add_halo(jnp.transpose(self.evaluate(value), order), low=low, high=high), (
             low,
             high,
         )
 
     def weights(self, i: int) -> list[tuple[jax.Array, list[Any]]]:
         """The kernels and constants of a unit's convolutions."""
-        return [c.constants(self.read) for c in self.network.units[i].convolutions]
+        return [c.constants(self.evaluate) for c in self.network.units[i].convolutions]
 
     def on_frame(self, i: int) -> jax.Array:
         """A unit's map, computed densely."""
@@ -208,7 +200,7 @@ class _Step(_Walk):
 
     def mark(self, node: Node) -> None:
         """Follows the change through an operation: by its geometry, or all of it at once."""
-        dynamic = [value for value in node.inputs if value.dynamic]
+        dynamic = [value for value in node.inputs if value.frame_dependent]
         if not dynamic:
             return
         plan = self.network.plan

@@ -13,8 +13,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 import dynvid
-from dynvid.incremental.split import Features
-from dynvid.incremental.trace import Value, trace
+from dynvid.graph.split import Features
+from dynvid.graph.trace import Value, trace
 from dynvid.ops.boxes import Detections
 from dynvid.systems.ifmdc import Settings, ifmdc
 from dynvid.types import Frames, Output, Params
