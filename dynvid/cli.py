@@ -9,12 +9,10 @@ import os
 import pathlib
 import platform
 import re
-import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, BinaryIO, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +26,15 @@ import dynvid
 from dynvid.coding.container import BitstreamReader
 from dynvid.coding.entropy import zero_order_entropy
 from dynvid.coding.errors import BitstreamError
+from dynvid.errors import UsageError, one_line
+from dynvid.files import output_file, output_folder
 from dynvid.models import ssd
 from dynvid.models.synthetic_detector import STRIDE, load_synthetic_detector
 from dynvid.models.zoo import HEADS, Head
 from dynvid.runner import Detector, FrameResult, Measures, detect_video, summarize
 from dynvid.systems.ifmdc import FeatureReader, FeatureWriter, Settings, clip_range
 from dynvid.video.draw import annotate_frame
-from dynvid.video.reader import VideoError, VideoSource, VideoWarning
+from dynvid.video.reader import VideoSource, VideoWarning
 from dynvid.video.report import plot_report
 from dynvid.video.synthetic import render, synthetic_scene
 from dynvid.video.writer import VideoWriter
@@ -45,10 +45,6 @@ from dynvid.weights.yolov5 import load_yolov5
 
 _HEAD_OF_SUFFIX = {".pt": "yolov5", ".caffemodel": "ssd", ".cfg": "yolov3"}
 _FPS = 25.0  # of what is written, where the source does not say
-
-
-class UsageError(Exception):
-    """What was asked for cannot be done; one line says why."""
 
 
 class Source(Protocol):
@@ -401,7 +397,7 @@ def encode(
             key_dead_zone=key_dead_zone,
         )
     except (ValueError, TypeError) as error:
-        raise UsageError(_one_line(error)) from error
+        raise UsageError(one_line(error)) from error
     cut = shapes[at]
     if isinstance(cut, tuple) or len(cut.shape) != 4:
         raise UsageError(f"--at {at} is no feature map (streams, h, w, c)")
@@ -427,14 +423,14 @@ def encode(
     try:
         low, high = clip_range(np.stack(first))
     except ValueError as error:
-        raise UsageError(_one_line(error)) from error
+        raise UsageError(one_line(error)) from error
     settings = dataclasses.replace(settings, low=low, high=high)
     frames = size = 0
     with output_file(out) as file:
         try:
             writer = FeatureWriter(file, settings, shape=cut.shape, stage=stage)
         except ValueError as error:
-            raise UsageError(_one_line(error)) from error
+            raise UsageError(one_line(error)) from error
         for feature in itertools.chain(first, features):
             packet, _ = writer.write(feature)
             frames, size = frames + 1, size + packet
@@ -613,8 +609,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe (head, less) has seen enough; nor may Python's own last flush fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (UsageError, VideoError, BitstreamError, OSError) as error:
-        print(f"dynvid: error: {_one_line(error)}", file=sys.stderr)
+    except (UsageError, BitstreamError, OSError) as error:
+        print(f"dynvid: error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("dynvid: interrupted before the first frame; nothing was written", file=sys.stderr)
@@ -659,8 +655,10 @@ def load_detector(
             raise UsageError(
                 f"cannot read the model {model}: expected a .onnx, .pt, .cfg or .caffemodel file"
             )
+    except UsageError:
+        raise
     except (ValueError, OSError, ImportError) as error:
-        raise UsageError(f"cannot read the model: {_one_line(error)}") from error
+        raise UsageError(f"cannot read the model: {one_line(error)}") from error
     name = head or _guess_head(model, network, params, size)
     return Detector(model.name, network, params, HEADS[name], name, size)
 
@@ -693,7 +691,7 @@ def check_detector(detector: Detector, frame_size: tuple[int, int]) -> None:
         outputs = jax.eval_shape(detector.on_frames(frame_size), detector.params, frames)
     except (ValueError, TypeError) as error:
         raise UsageError(
-            f"{detector.name} cannot run on frames of {_size(frame_size)}: {_one_line(error)}"
+            f"{detector.name} cannot run on frames of {_size(frame_size)}: {one_line(error)}"
         ) from error
     try:
         jax.eval_shape(
@@ -732,55 +730,6 @@ def parse_size(text: str) -> tuple[int, int]:
     if not match or int(match[1]) < 1 or int(match[2]) < 1:
         raise UsageError(f"--size must be WIDTHxHEIGHT in pixels, such as 768x576, got {text!r}")
     return int(match[2]), int(match[1])
-
-
-@contextlib.contextmanager
-def output_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write into; its files appear in `out`, all of them, when all went well.
-
-    Raises:
-      UsageError: `out` is a file.
-      OSError: `out` cannot be made or written to.
-    """
-    out = out.resolve()
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is not a folder")
-    made = [folder for folder in out.parents if not folder.exists()]  # the deepest first
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield temporary
-        out.mkdir(exist_ok=True)
-        for path in temporary.iterdir():
-            path.replace(out / path.name)
-    except BaseException:
-        shutil.rmtree(temporary)
-        for folder in made:
-            with contextlib.suppress(OSError):  # somebody else put something there
-                folder.rmdir()
-        raise
-    temporary.rmdir()
-
-
-@contextlib.contextmanager
-def output_file(out: pathlib.Path) -> Iterator[BinaryIO]:
-    """A file to write into; it appears as `out`, whole, when all went well.
-
-    Raises:
-      UsageError: `out` is a folder, or its folder is not there.
-    """
-    if out.is_dir():
-        raise UsageError(f"--out {out} is a folder")
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {out.parent}")
-    handle, temporary = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.replace(temporary, out)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 @contextlib.contextmanager
@@ -912,7 +861,3 @@ def _size(size: tuple[int, int]) -> str:
 
 def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

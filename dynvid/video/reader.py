@@ -13,6 +13,7 @@ import numpy as np
 from av.error import FFmpegError
 from PIL import Image
 
+from dynvid.errors import UsageError, reason
 from dynvid.ops.letterbox import letterbox as letterbox_geometry
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -21,7 +22,7 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tif
 _LIVE_TIMEOUT = 10.0  # seconds to wait for a network stream to open or to send
 
 
-class VideoError(ValueError):
+class VideoError(UsageError):
     """A source that cannot be read, or a video that cannot be written; one line says why."""
 
 
@@ -166,7 +167,7 @@ class VideoSource:
                 frame = _to_rgb(iio.imread(path, plugin="pillow", index=0, rotate=True))
             except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on bad files
                 if index == 0:
-                    raise VideoError(f"cannot read {path}: {_one_line(error)}") from None
+                    raise VideoError(f"cannot read {path}: {reason(error)}") from None
                 self._warn(f"{path.name} cannot be read", index, len(paths))
                 return
             yield frame
@@ -200,8 +201,8 @@ class VideoSource:
                     yield _frame_array(frame)
                     count += 1
             if count == 0:
-                reason = _one_line(damage) if damage else "it has no frames"
-                raise VideoError(f"cannot read {self.name}: {reason}")
+                why = reason(damage) if damage else "it has no frames"
+                raise VideoError(f"cannot read {self.name}: {why}")
             if damage is not None or (announced and count < announced - slack):
                 self._warn("the video is damaged or truncated", count, announced)
 
@@ -219,7 +220,7 @@ class VideoSource:
                 timeout=_LIVE_TIMEOUT if self._live else None,
             )
         except (FFmpegError, ValueError, OSError) as error:
-            raise VideoError(f"cannot read {self.name}: {_one_line(error)}") from None
+            raise VideoError(f"cannot read {self.name}: {reason(error)}") from None
         # FFmpeg shows any text file as a terminal's screen; nobody means that.
         if not container.streams.video or container.format.name == "tty":
             container.close()
@@ -290,11 +291,6 @@ def _natural(path: pathlib.Path) -> list[tuple[int, int | str]]:
 
 def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]}"
-
-
-def _one_line(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())
 
 
 def _to_rgb(image: np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from dynvid.files import part_file
+
 _INCREMENTAL, _DENSE, _SCENE = "#0072b2", "#999999", "#009e73"
 
 
@@ -122,10 +124,5 @@ def plot_report(
     scene_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     scene_axes.set_xlim(-0.5, max(count - 0.5, 0.5))
 
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        figure.savefig(temporary, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with part_file(path) as part:
+        figure.savefig(part, format="png")
