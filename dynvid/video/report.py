@@ -20,6 +20,7 @@ def plot_report(
     seconds: Sequence[float],
     similarity: Sequence[float],
     dense_seconds: Sequence[float] | None = None,
+    frames_per_point: int = 1,
     title: str = "",
 ) -> None:
     """Plots work, time and scene similarity over the frames of a run, into a PNG file.
@@ -34,6 +35,7 @@ def plot_report(
       seconds: time of each frame, seconds.
       similarity: share of each frame's pixels that did not change, in [0, 1].
       dense_seconds: time of the dense network on the same frames, where it was measured.
+      frames_per_point: how many frames each entry after the first is the mean of.
       title: a heading.
 
     Raises:
@@ -63,7 +65,8 @@ def plot_report(
     figure = Figure(figsize=(9, 7.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     work_axes, time_axes, scene_axes = figure.subplots(3, 1, sharex=True)
-    frames = np.arange(count)
+    # The first frame is 0; the middle of the n frames from 1 on is (n + 1) / 2, and so on.
+    frames = np.maximum(0, frames_per_point * (np.arange(count) - 0.5) + 0.5)
     marker = "." if count < 30 else ""  # a lone point draws no line
     if title:
         figure.suptitle(title, fontsize=13)
@@ -122,7 +125,7 @@ def plot_report(
         # On the title's line, where it hides no part of a curve.
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderpad=0)
     scene_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    scene_axes.set_xlim(-0.5, max(count - 0.5, 0.5))
+    scene_axes.set_xlim(-0.5, max(frames_per_point * (count - 1) + 0.5, 0.5))
 
     with part_file(path) as part:
         figure.savefig(part, format="png")

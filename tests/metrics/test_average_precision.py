@@ -345,7 +345,7 @@ def pets(every):
 
 def persons(head, network, params, geometry, frames):
     """Every frame's persons, frame by frame as a camera gives them."""
-    run = jax.jit(head.preprocessing.on_frames(network, geometry))
+    run = jax.jit(head.preprocessing.on_frames(network))
     found = []
     for frame in frames:
         outputs = run(params, frame[None])
@@ -362,7 +362,7 @@ def test_yolox_finds_the_persons_of_pets_as_onnxruntime_does():
     fn, params = load_onnx(path)
     result = average_precision(persons(head, fn, params, geometry, frames), boxes, present)
     session = onnxruntime.InferenceSession(path)
-    prepare = jax.jit(head.preprocessing.on_frames(lambda _, images: images, geometry))
+    prepare = jax.jit(head.preprocessing.on_frames(lambda _, images: images))
     images = np.asarray(prepare(None, frames)).transpose(0, 3, 1, 2)
     outputs = np.concatenate([session.run(None, {"images": i[None]})[0] for i in images])
     decoded = head.decode(None, jnp.asarray(outputs), size=(416, 416), score_threshold=0.01)

@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 import jax
@@ -88,9 +89,10 @@ def test_the_head_takes_frames_of_any_size():
     np.testing.assert_array_equal(head.preprocessing.network_size((256, 256)), (256, 256))
     plain = decode_synthetic(fn(params, frames))
     for frame_size in ((256, 256), (243, 250)):
-        geometry = head.preprocessing.letterbox(frame_size, network_size=(256, 256))
+        preprocessing = dataclasses.replace(head.preprocessing, size=(256, 256))
+        geometry = preprocessing.letterbox(frame_size)
         cut = frames[:, : frame_size[0], : frame_size[1]]
-        outputs = head.preprocessing.on_frames(fn, geometry)(params, cut)
+        outputs = preprocessing.on_frames(fn)(params, cut)
         found = geometry.to_frame(
             head.decode(params, outputs, size=(256, 256), score_threshold=0.3, iou_threshold=0.5)
         )

@@ -217,7 +217,7 @@ def second_detector(clip: Clip) -> GroundTruth:
     network, params = load_onnx(DATA / "weights" / "yolox_nano" / "yolox_nano.onnx")
     head, shape = HEADS["yolox"], clip.frames[0].shape[1:3]
     geometry = head.preprocessing.letterbox((shape[0], shape[1]))
-    network = head.preprocessing.on_frames(network, geometry)
+    network = head.preprocessing.on_frames(network)
 
     @jax.jit
     def judge(frames: jax.Array) -> Detections:

@@ -1,5 +1,6 @@
 """The detectors and the videos that the command line knows by name."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import numpy as np
 
 from dynvid.models.synthetic_detector import load_synthetic_detector
 from dynvid.models.zoo import HEADS, Head
-from dynvid.runner import IOU_THRESHOLD
+from dynvid.tasks.detection import IOU_THRESHOLD
 from dynvid.types import Params
 from dynvid.video.reader import VideoSource
 from dynvid.video.synthetic import render, synthetic_scene
@@ -84,9 +85,7 @@ def load(model: str | None, *, cut: str | None, size: tuple[int, int]) -> SplitN
 
     return split_network(
         path.stem if kind != "synthetic" else kind,
-        head.preprocessing.on_frames(
-            network, head.preprocessing.letterbox(size, network_size=size)
-        ),
+        dataclasses.replace(head.preprocessing, size=size).on_frames(network),
         decode,
         params,
         cut=cut or CUTS[kind],
