@@ -45,9 +45,9 @@ def dense(fn: Callable[[Params, jax.Array], Any]) -> VideoFunction:
 
     Exact: the outputs are `fn(params, frames)`.
 
-    >>> video = dense(lambda gain, x: x * gain)
-    >>> state, _ = video.init(jnp.ones(()), jnp.zeros((1, 4, 4, 1)))
-    >>> state, out = video.step(jnp.ones(()), state, jnp.ones((1, 4, 4, 1)))
+    >>> video = dense(lambda mix, x: x @ mix)
+    >>> state, _ = video.init(jnp.ones((1, 1)), jnp.zeros((1, 4, 4, 1)))
+    >>> state, out = video.step(jnp.ones((1, 1)), state, jnp.ones((1, 4, 4, 1)))
     >>> out.sum().item(), state.work.mac_fraction.item()
     (16.0, 1.0)
     """

@@ -42,7 +42,7 @@ class Segmentation(Task):
       channels_first: Which of both it is where the shapes leave it open.
 
     >>> task = Segmentation(preprocessing=Preprocessing(placement="stretch", white=1, size=(8, 16)))
-    >>> scores = jnp.zeros((1, 3, 4, 8)).at[:, 2, :, 4:].set(1.0)  # the third class, on the right
+    >>> scores = jnp.zeros((1, 3, 4, 8)).at[:, 0, :, :4].set(1.0).at[:, 2, :, 4:].set(1.0)
     >>> task.decode(None, scores, frame_size=(8, 16)).counts
     Array([[64,  0, 64]], dtype=int32)
     """
