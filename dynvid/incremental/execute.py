@@ -15,7 +15,9 @@ from dynvid.incremental import program
 from dynvid.incremental.plan import Boundary, Plan, Segment
 from dynvid.incremental.program import Program
 from dynvid.incremental.rules import Layout, Window, mask_through
+from dynvid.kernels.masked_conv import CellGrid, update_cells
 from dynvid.ops import cells, masks
+from dynvid.ops.refresh import moved_beyond, refreshed
 from dynvid.types import Work
 
 Halo = tuple[tuple[int, int], tuple[int, int]]
@@ -92,20 +94,6 @@ def write_interior(padded: jax.Array, values: jax.Array, halo: Halo) -> jax.Arra
     """Writes a map into the inside of its halo."""
     start = (0, *halo[0], *(0,) * (padded.ndim - 3))
     return lax.dynamic_update_slice(padded, values.astype(padded.dtype), start)
-
-
-def _differs(new: jax.Array, old: jax.Array, tolerance: jax.Array, axes) -> jax.Array:
-    """Where a value moved by at least the tolerance (by anything at all where that is zero)."""
-    same = new == old
-    if jnp.issubdtype(new.dtype, jnp.floating):
-        shape = (-1, *(1,) * (new.ndim - 1)) if new.ndim else ()
-        same = same | (jnp.abs(new - old) < tolerance.reshape(shape))
-    return jnp.any(~same, axis=axes)
-
-
-def _choose(moved: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """The new value at positions `(n, h, w)` that moved, the old one elsewhere."""
-    return jnp.where(moved.reshape(*moved.shape, *(1,) * (new.ndim - 3)), new, old)
 
 
 @dataclasses.dataclass
@@ -424,12 +412,12 @@ class Runner:
             for i, new in enumerate(self._on_frame(segment)):
                 if refresh[i]:
                     old = interior(caches[i], halos[i])
-                    moved = marked[i] & _differs(
-                        new, old, self.tolerances[slots[i]], tuple(range(3, new.ndim))
+                    moved = marked[i] & moved_beyond(
+                        new, old, self.tolerances[slots[i]], axes=range(3, new.ndim)
                     )
                     whole = masks.to_cells(moved, segment.cell)
                     moved = marked[i] & masks.from_cells(whole, segment.cell, segment.grid)
-                    new = _choose(moved, new, old)
+                    new = refreshed(moved, new, old)
                     marks[i] = moved
                 caches[i] = write_interior(caches[i], new, halos[i])
             return caches, marks
@@ -437,49 +425,33 @@ class Runner:
         if segment.break_even < 1:
             carry = lax.cond(dense, on_frame, lambda carry: carry, carry)
         if segment.on_cells is not None:
-            carry = self._loop(segment, active, jnp.where(dense, 0, total), marked, refresh, carry)
+            count = jnp.where(dense, 0, total)
+            carry = self._loop(segment, active, count, marked, refresh, carry)
         for i, cache in zip(slots, carry[0], strict=True):
             self.caches[i] = cache
         self.change.update(zip(segment.outputs, carry[1], strict=True))
         return counts, dense
 
     def _loop(self, segment: Segment, active, total, marked, refresh: list[bool], carry):
-        """The hot loop: gathers a chunk of cells, computes them, writes them back."""
+        """Computes the active cells."""
         part = segment.on_cells
         assert part is not None
+        rows, columns = part.window
         slots = [self.slot[value] for value in segment.outputs]
-        halos = [self.plan.halos[value] for value in segment.outputs]
-        size = segment.cell
-        chunk = segment.chunk
-        work = masks.worklist(active)
-
-        def on_chunk(k, carry):
-            caches, marks = list(carry[0]), list(carry[1])
-            stream, row, column = (
-                lax.dynamic_slice(x, (k * chunk,), (chunk,))
-                for x in (work.stream, work.row, work.column)
-            )
-            context = _Cells(self.evaluate, {}, stream, (row, column), False)
-            rows, columns = context.starts(part.window)
-            for i, new in enumerate(self._run(part, stream, (row, column), dense=False)):
-                (top, left), _ = halos[i]
-                at = (stream, rows + top, columns + left)
-                if refresh[i]:
-                    old = cells.gather_windows(caches[i], *at, size=size)
-                    here = (stream, rows, columns)
-                    tolerance = self.tolerances[slots[i]][stream]
-                    moved = _differs(new, old, tolerance, tuple(range(3, new.ndim)))
-                    # A cell is replaced as a whole: the border of what moved would stay behind.
-                    moved = jnp.any(moved, axis=(1, 2), keepdims=True)
-                    moved &= cells.gather_windows(marked[i], *here, size=size)
-                    new = _choose(moved, new, old)
-                    # Cells at the far border overlap: what one marked, the next must not unmark.
-                    moved |= cells.gather_windows(marks[i], *here, size=size)
-                    marks[i] = cells.scatter_windows(marks[i], moved, *here)
-                caches[i] = cells.scatter_windows(caches[i], new, *at)
-            return caches, marks
-
-        return lax.fori_loop(0, -(-total // chunk), on_chunk, carry)
+        return update_cells(
+            lambda stream, row, column: self._run(part, stream, (row, column), dense=False),
+            carry[0],
+            masks.worklist(active),
+            grid=CellGrid(rows.starts, columns.starts, size=segment.cell, shape=segment.grid),
+            origins=[self.plan.halos[value][0] for value in segment.outputs],
+            chunk=segment.chunk,
+            count=total,
+            marked=marked,
+            moved=carry[1],
+            tolerances=[
+                self.tolerances[i] if r else None for i, r in zip(slots, refresh, strict=True)
+            ],
+        )
 
     def _boundary(self, boundary: Boundary) -> jax.Array:
         """Runs a boundary where anything it reads changed; returns whether it ran."""
@@ -513,14 +485,15 @@ class Runner:
         if value in self.plan.layouts:
             halo = self.plan.halos[value]
             inside = interior(old, halo)
-            moved = _differs(new, inside, tolerance, tuple(range(3, new.ndim)))
-            return write_interior(old, _choose(moved, new, inside), halo), moved
+            moved = moved_beyond(new, inside, tolerance, axes=range(3, new.ndim))
+            return write_interior(old, refreshed(moved, new, inside), halo), moved
         axis = self.plan.streams.get(value)
         if axis is None:
-            moved = _differs(new, old, jnp.min(tolerance)[None], tuple(range(new.ndim)))
+            moved = moved_beyond(new, old, jnp.min(tolerance)[None], axes=range(new.ndim))
             return jnp.where(moved, new, old), jnp.broadcast_to(moved, (self.count,))
         front = jnp.moveaxis(new, axis, 0)
-        moved = _differs(front, jnp.moveaxis(old, axis, 0), tolerance, tuple(range(1, new.ndim)))
+        kept = jnp.moveaxis(old, axis, 0)
+        moved = moved_beyond(front, kept, tolerance, axes=range(1, new.ndim))
         shape = [1] * new.ndim
         shape[axis] = self.count
         return jnp.where(moved.reshape(shape), new, old), moved

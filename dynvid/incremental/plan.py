@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from dynvid.graph.primitives import ELEMENTWISE
 from dynvid.graph.trace import Graph, Node, Value
 from dynvid.incremental import program
+from dynvid.incremental.cost import Cost, cost_of
 from dynvid.incremental.geometry import Stencil, cells
 from dynvid.incremental.program import MisalignedError, Program
 from dynvid.incremental.rules import Layout, SpatialOp, Window, spatial_op
@@ -185,9 +186,10 @@ def node_macs(node: Node) -> int:
 class _Planner:
     """Assigns every operation to a unit; see `make_plan`."""
 
-    def __init__(self, graph: Graph, cell: int | None):
+    def __init__(self, graph: Graph, cell: int | None, cost: Cost):
         self.graph = graph
         self.cell = cell
+        self.cost = cost
         self.count = graph.frames.shape[0]
         self.layouts: dict[Value, Layout] = {graph.frames: Layout(0, 1, 2)}
         self.streams: dict[Value, int] = {}
@@ -375,12 +377,6 @@ def _names(planner: _Planner) -> list[str]:
     return names
 
 
-# Small cells leave fewer multiply-accumulates, and the loop's products are hardly slower for it:
-# 2 beat 4 and 8 on VGG16, ResNet-50 and YOLOX-nano (experiments/incremental_speed). Larger ones
-# serve where small ones do not line up.
-_CELLS = (2, 4, 6, 8, 12, 16)
-
-
 def _segment(
     planner: _Planner, unit: int, name: str, outputs: list[Value], stored: set[Value]
 ) -> Segment:
@@ -393,8 +389,9 @@ def _segment(
     }
     on_frame = program.build(outputs, program.whole(*grid), **arguments)
     pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // grid[0]
-    wished = (planner.cell,) if planner.cell else _CELLS
-    small = grid[0] * grid[1] <= 32 * 32 and not _uses_winograd(on_frame)
+    cost = planner.cost
+    wished = (planner.cell,) if planner.cell else cost.cells
+    small = grid[0] * grid[1] <= cost.single_pixels and not _uses_winograd(on_frame)
     if small and not planner.cell:
         wished = (1, *wished)
     on_cells = None
@@ -413,7 +410,13 @@ def _segment(
     chunk = 1
     if on_cells is not None:
         number = planner.count * -(-grid[0] // cell[0]) * -(-grid[1] // cell[1])
-        chunk = chunk_size(number, cell[0] * cell[1], _window_bytes(on_cells, planner.layouts))
+        chunk = chunk_size(
+            number,
+            cell[0] * cell[1],
+            _window_bytes(on_cells, planner.layouts),
+            target_bytes=cost.chunk_bytes,
+            rows=cost.chunk_rows,
+        )
     return Segment(
         name=name,
         nodes=tuple(planner.members[unit]),
@@ -423,7 +426,7 @@ def _segment(
         chunk=chunk,
         on_cells=on_cells,
         on_frame=on_frame,
-        break_even=_break_even(on_cells) if on_cells is not None else 0.0,
+        break_even=_break_even(on_cells, cost) if on_cells is not None else 0.0,
         macs=on_frame.macs(),
     )
 
@@ -432,11 +435,11 @@ def _uses_winograd(part: Program) -> bool:
     return any(step.op.winograd for step in part.steps)
 
 
-def _break_even(cells_program: Program) -> float:
+def _break_even(cells_program: Program, cost: Cost) -> float:
     """Above which share of active cells whole frames are faster; 1 where cells always win."""
     fast = sum(step.macs for step in cells_program.steps if step.by_winograd)
     # Winograd's cells do less than half of the dense products.
-    return 1.0 if 2 * fast > cells_program.macs() else 0.6
+    return 1.0 if 2 * fast > cells_program.macs() else cost.break_even
 
 
 def _window_bytes(cells_program: Program, layouts: dict[Value, Layout]) -> int:
@@ -454,7 +457,11 @@ def _window_bytes(cells_program: Program, layouts: dict[Value, Layout]) -> int:
 
 
 def make_plan(
-    graph: Graph, *, truncation: float | Mapping[str, float] = 0.0, cell: int | None = None
+    graph: Graph,
+    *,
+    truncation: float | Mapping[str, float] = 0.0,
+    cell: int | None = None,
+    cost: Cost | None = None,
 ) -> Plan:
     """Decides what runs on cells, what runs densely and what is kept between frames.
 
@@ -462,6 +469,7 @@ def make_plan(
       graph: The traced function.
       truncation: For all units, or by name (0 where a name is missing).
       cell: The side of a cell of convolution outputs; chosen by segment where None.
+      cost: What to decide by; that of the default device where None.
 
     Returns:
       The plan.
@@ -474,7 +482,7 @@ def make_plan(
         raise ValueError(
             f"frames must be (streams, H, W, C); got shape {frames.shape} with {frames.ndim} axes"
         )
-    planner = _Planner(graph, cell)
+    planner = _Planner(graph, cell, cost or cost_of())
     kept = planner.kept()
     names = _names(planner)
     stored = {v for v in kept if v in planner.layouts} | {frames}

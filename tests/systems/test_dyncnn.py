@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dynvid.models.vgg import VGG16
-from dynvid.systems.dyncnn import comparison, dyncnn, dyncnn_groups, position, recovery
+from dynvid.systems.dyncnn import comparison, dyncnn, dyncnn_groups, position
 from dynvid.systems.dyncnn.layers import from_strip, to_strip
 from tests.contract.zoo import BY_NAME, act, clip, conv, pool
 
@@ -498,16 +498,6 @@ def test_a_strip_shrinks_as_the_papers_arrays_do(side, count, convolutions):
         assert strip.shape == (side - 2 * k, count * side - 2 * k, 2)
     valid = from_strip(strip, count=count, pitch=side, width=side - 2 * convolutions)
     np.testing.assert_array_equal(valid, batch)
-
-
-def test_recovery_drops_what_lies_beyond_the_image():
-    stored = jnp.zeros((2, 9, 9, 1))
-    cells = jnp.full((1, 4, 4, 1), 5.0)
-    at = jnp.array([4])
-    out = recovery(stored, cells, jnp.array([1]), at, at, low=(1, 1), grid=(6, 7))
-    expected = np.zeros((2, 9, 9, 1))
-    expected[1, 5:7, 5:8] = 5
-    np.testing.assert_array_equal(out, expected)
 
 
 # Refusals.

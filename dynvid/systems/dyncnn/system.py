@@ -15,11 +15,13 @@ from jax import lax
 
 from dynvid.graph.evaluate import Evaluator, arguments
 from dynvid.graph.trace import Node, Value
+from dynvid.incremental.cost import cost_of
 from dynvid.incremental.execute import Halo, interior
 from dynvid.incremental.plan import Plan
 from dynvid.incremental.program import widest
 from dynvid.incremental.rules import Window, mask_through
 from dynvid.incremental.transform import check_step, plan_for
+from dynvid.kernels.masked_conv import CellGrid, update_cells
 from dynvid.ops import cells, sparse_conv
 from dynvid.ops.difference import Channels
 from dynvid.systems.dyncnn.groups import Group, Pair, check_cell, find_groups
@@ -29,7 +31,6 @@ from dynvid.systems.dyncnn.layers import (
     from_strip,
     in_image,
     position,
-    recovery,
     to_strip,
 )
 from dynvid.types import Params, VideoFunction, Work
@@ -74,10 +75,6 @@ class Scheme:
     partition: str
     border: str
     layout: str
-
-
-_PIXEL_BREAK_EVEN = 0.5  # of the pixels; measured likewise, as the paper gives cells' only
-_CHUNK_BYTES = 2 << 20  # stays in the cache; measured with VGG16 on two CPU cores
 
 
 class _Network:
@@ -243,23 +240,22 @@ def _update(
     streams = stored.shape[0]
     counts = jnp.sum(found.cells, axis=(1, 2), dtype=jnp.int32)
     by_pixel = scheme.partition == "pixel"
-    limit = _PIXEL_BREAK_EVEN * found.cells.size if by_pixel else unit.break_even * streams
+    limit = cost_of().pixel_break_even * found.cells.size if by_pixel else unit.break_even * streams
     dense = found.listed.count > limit
     stored = lax.cond(dense, lambda _: step.on_frame(i), lambda kept: kept, stored)
-    compute = _compute(step, i, scheme)
-    size = _chunk(unit, found, stored.dtype.itemsize)
+    chunk = _chunk(unit, found, stored.dtype.itemsize)
     low, _ = step.network.halos[i]
-
-    def turn(k: jax.Array, stored: jax.Array) -> jax.Array:
-        stream, row, column = (
-            lax.dynamic_slice(axis, (k * size,), (size,)) for axis in found.listed[:3]
-        )
-        row, column = row * unit.cell, column * unit.cell
-        computed = compute(stream, row, column)
-        return recovery(stored, computed, stream, row, column, low=low, grid=unit.grid)
-
-    turns = -(-found.listed.count // size)
-    stored = lax.fori_loop(0, jnp.where(dense, 0, turns), turn, stored)
+    rows, columns = unit.windows()[-1]
+    (stored,), _ = update_cells(
+        _compute(step, i, scheme),
+        [stored],
+        found.listed,
+        grid=CellGrid(rows.starts, columns.starts, size=(unit.cell, unit.cell), shape=unit.grid),
+        origins=[low],
+        chunk=chunk,
+        count=jnp.where(dense, 0, found.listed.count),
+    )
+    turns = -(-found.listed.count // chunk)
     macs = jnp.where(dense, jnp.float32(unit.macs), _executed(unit, counts, turns, scheme))
     return stored, counts, macs, dense
 
@@ -272,22 +268,27 @@ def _chunk(unit: Group, found: Position, itemsize: int) -> int:
     values = sum(
         w.rows.size * w.columns.size * depth for w, depth in zip(windows, depths, strict=True)
     )
+    cost = cost_of()
     return cells.chunk_size(
-        found.cells.size, unit.cell**2, values * itemsize, target_bytes=_CHUNK_BYTES
+        found.cells.size,
+        unit.cell**2,
+        values * itemsize,
+        target_bytes=cost.paper_chunk_bytes,
+        rows=cost.chunk_rows,
     )
 
 
 def _compute(
     step: _Step, i: int, scheme: Scheme
-) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """How a unit's cells are computed: `(stream, row, column) -> (K, c, c, C)`."""
+) -> Callable[[jax.Array, jax.Array, jax.Array], list[jax.Array]]:
+    """How a unit's cells are computed: `(stream, row, column) -> [(K, c, c, C)]`."""
     unit = step.network.units[i]
     padded, ((above, left), _) = step.source(i)
     weights = step.weights(i)
     windows = unit.windows()
     pitch = _pitch(unit)
 
-    def by_pixel(stream: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    def by_pixel(stream: jax.Array, row: jax.Array, column: jax.Array) -> list[jax.Array]:
         (convolution,), (constants,) = unit.convolutions, weights
         (top, bottom), (before, after) = convolution.padding
         y = sparse_conv.convolve_pixels(
@@ -300,10 +301,10 @@ def _compute(
             **convolution.geometry,
             **convolution.products,
         )
-        return convolution.activate(y[:, None, None], constants[1])
+        return [convolution.activate(y[:, None, None], constants[1])]
 
-    def by_cell(stream: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
-        starts = [_starts(window, row // unit.cell, column // unit.cell) for window in windows]
+    def by_cell(stream: jax.Array, row: jax.Array, column: jax.Array) -> list[jax.Array]:
+        starts = [_starts(window, row, column) for window in windows]
         size = (windows[0].rows.size, windows[0].columns.size)
         first_row, first_column = starts[0]
         x = cells.gather_windows(padded, stream, first_row + above, first_column + left, size=size)
@@ -323,7 +324,7 @@ def _compute(
         if scheme.layout == "strip":
             stride = unit.convolutions[0].reach[1].stride
             x = from_strip(x[0], count=len(row), pitch=pitch // stride, width=unit.cell)
-        return x
+        return [x]
 
     return by_pixel if scheme.partition == "pixel" else by_cell
 
