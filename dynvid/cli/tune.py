@@ -178,5 +178,6 @@ def _summary(found: dict[str, Any], threshold: float, layers: int, model: Model)
         f"{model.task.agreement}; asked for {found['target']:g}",
     )
     table.add_row(f"threshold {threshold:g}", "grey levels of 0..255")
-    table.add_row(f"{layers} layers truncated", f"of {found['trials']} settings tried, the best")
+    table.add_row(f"truncation in {layers} layers", "in units of each layer's root mean square")
+    table.add_row(f"{found['trials']} settings tried", "these take least work")
     return table

@@ -179,7 +179,7 @@ def overlay_mask(
 
 
 def draw_labels(
-    frame: np.ndarray, labels: np.ndarray, *, names: Sequence[str], alpha: float = 0.55
+    frame: np.ndarray, labels: np.ndarray, *, names: Sequence[str], alpha: float = 0.5
 ) -> np.ndarray:
     """Tints each pixel in the colour of its class, with a legend of the classes that are there.
 
