@@ -234,7 +234,7 @@ def load_model(
     _check_names(task, head, pixels)
     if path is None:
         network, params = load_synthetic_detector()
-        # It knows objects by their size in pixels: frames are padded, never resized.
+        # It knows objects by their size in pixels: frames keep theirs, rounded up to whole cells.
         multiple = synthetic_detector.STRIDE
         height, width = (-(-side // multiple) * multiple for side in frame_size)
         file = _File("shipped detector", network, params, (height, width), "synthetic")
