@@ -1,7 +1,7 @@
 """`incremental(fn)`: any frame function, run incrementally on a video."""
 
-from dynvid.incremental.execute import State
 from dynvid.incremental.explain import Explanation, explain
+from dynvid.incremental.state import State
 from dynvid.incremental.transform import incremental, map_caches
 from dynvid.incremental.tune import Trial, Tuning, relative_agreement, tune
 

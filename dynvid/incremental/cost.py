@@ -16,6 +16,7 @@ class Cost:
       single_pixels: Maps of at most this many positions run on single pixels, where their
         convolutions do not take Winograd's tiles.
       break_even: Above this share of active cells a segment runs on whole frames.
+      winograd_break_even: The same where cells take Winograd's tiles and whole frames do not.
       chunk_bytes: What the windows of a chunk of cells take at most.
       chunk_rows: How many positions a chunk has at least, for a product to run at full speed.
       pixel_break_even: DynCNN's pixels: above this share of them a convolution runs densely.
@@ -28,6 +29,7 @@ class Cost:
     cells: tuple[int, ...]
     single_pixels: int
     break_even: float
+    winograd_break_even: float
     chunk_bytes: int
     chunk_rows: int
     pixel_break_even: float
@@ -41,6 +43,7 @@ COSTS: dict[str, Cost] = {
         cells=(2, 4, 6, 8, 12, 16),
         single_pixels=32 * 32,
         break_even=0.6,
+        winograd_break_even=1.0,  # less than half of the dense products: cells always win
         chunk_bytes=1 << 20,
         chunk_rows=128,
         pixel_break_even=0.5,

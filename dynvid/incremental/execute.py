@@ -15,85 +15,11 @@ from dynvid.incremental import program
 from dynvid.incremental.plan import Boundary, Plan, Segment
 from dynvid.incremental.program import Program
 from dynvid.incremental.rules import Layout, Window, mask_through
+from dynvid.incremental.state import State, interior, same_sample, sample, write_interior
 from dynvid.kernels.masked_conv import CellGrid, update_cells
 from dynvid.ops import cells, masks
 from dynvid.ops.refresh import moved_beyond, refreshed
 from dynvid.types import Work
-
-Halo = tuple[tuple[int, int], tuple[int, int]]
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["frames", "caches", "tolerances", "weights", "work", "changes"],
-    meta_fields=["names", "halos", "layouts", "axes"],
-)
-@dataclasses.dataclass(frozen=True)
-class State:
-    """What an incremental function keeps between frames: a pytree of arrays, to donate or save.
-
-    Attributes:
-      frames: The reference frames with their halo of zeros, `(streams, H', W', C)`.
-      caches: What each unit keeps: maps with their halo, `(streams, h', w', ...)`, or vectors.
-      tolerances: The truncation of each cache in its own unit, `float32[streams]`.
-      weights: Kernels in the form that the cells read, made once from the parameters.
-      work: What the last step executed.
-      changes: Where each leaf of the output may differ from what it was before the last step, in
-        the order of `jax.tree.leaves`: `bool[streams, h, w]` for maps, whatever the model's own
-        axis order, `bool[streams]` for everything else. All True after `init`; all False after
-        every step for what does not depend on the frames. How the same the rest is, `incremental`
-        says.
-      names: The unit that each cache belongs to.
-      halos: The halo of the frames and of each cache, None for vectors.
-      layouts: The model's own axis order of each cached map, None for vectors.
-      axes: The stream axis of each cache as it is stored, -1 where it is of all streams together.
-    """
-
-    frames: jax.Array
-    caches: tuple[jax.Array, ...]
-    tolerances: tuple[jax.Array, ...]
-    weights: tuple[jax.Array, ...]
-    work: Work
-    changes: tuple[jax.Array, ...]
-    names: tuple[str, ...]
-    halos: tuple[Halo | None, ...]
-    layouts: tuple[Layout | None, ...]
-    axes: tuple[int, ...]
-
-    def stream_axes(self) -> "State":
-        """The same pytree with the stream axis of each leaf; -1 where it is of all streams."""
-        first = jax.tree.map(lambda _: 0, self)
-        work = first.work._replace(details=jax.tree.map(lambda _: -1, first.work.details))
-        weights = tuple(-1 for _ in self.weights)
-        return dataclasses.replace(first, caches=self.axes, weights=weights, work=work)
-
-    def restarted(self, which: jax.Array) -> "State":
-        """The state once some of its streams have been replaced; see `dynvid.replace_streams`."""
-        del which
-        return self
-
-    @property
-    def reference(self) -> jax.Array:
-        """The frames that the outputs belong to, `(streams, H, W, C)`."""
-        halo = self.halos[0]
-        assert halo is not None
-        return interior(self.frames, halo)
-
-
-def interior(padded: jax.Array, halo: Halo) -> jax.Array:
-    """A map without its halo.
-
-    >>> interior(jnp.arange(9).reshape(1, 3, 3), ((1, 0), (1, 1))).tolist()
-    [[[3, 4]]]
-    """
-    (top, left), (bottom, right) = halo
-    return padded[:, top : padded.shape[1] - bottom, left : padded.shape[2] - right]
-
-
-def write_interior(padded: jax.Array, values: jax.Array, halo: Halo) -> jax.Array:
-    """Writes a map into the inside of its halo."""
-    start = (0, *halo[0], *(0,) * (padded.ndim - 3))
-    return lax.dynamic_update_slice(padded, values.astype(padded.dtype), start)
 
 
 @dataclasses.dataclass
@@ -176,6 +102,7 @@ class Runner:
         self.evaluate = Evaluator(self._load)
         self.weights: dict[Node, jax.Array] = {}
         self.change: dict[Value, jax.Array] = {}
+        self._params = params
         self._arguments = jax.tree.leaves(params)
         self._winograd = [
             step.node
@@ -237,9 +164,8 @@ class Runner:
         return mask
 
     def _output_mask(self, value: Value) -> jax.Array:
-        return (
-            self.mask(value) if value.frame_dependent else jnp.zeros(self._mask_shape(value), bool)
-        )
+        still = jnp.zeros(self._mask_shape(value), bool)
+        return (self.mask(value) if value.frame_dependent else still) | self.renew
 
     def _mask_shape(self, value: Value) -> tuple[int, ...]:
         """`(S, h, w)` of a map, `(S,)` of everything else."""
@@ -295,14 +221,12 @@ class Runner:
         plan = self.plan
         low, high = plan.halos[plan.graph.frames]
         self.frames = cells.add_halo(frames, low=low, high=high)
-        tolerances: list[Any] = [None] * len(plan.kept)
-        names: list[str] = [""] * len(plan.kept)
+        made: list[Any] = [None] * len(plan.kept)
         for unit in plan.units:
             run = self._on_frame if isinstance(unit, Segment) else self._on_boundary
             for value, array in zip(unit.outputs, run(unit), strict=True):  # type: ignore[arg-type]
                 i = self.slot[value]
-                names[i] = unit.name
-                tolerances[i] = plan.truncation[value] * self._rms(value, array)
+                made[i] = self._rms(value, array)
                 if value in plan.layouts:
                     low, high = plan.halos[value]
                     array = cells.add_halo(array, low=low, high=high)
@@ -318,17 +242,29 @@ class Runner:
                 "dense": jnp.ones(len(segments), bool),
             },
         )
+        scales = jnp.stack(made) if made else jnp.zeros((0, self.count), jnp.float32)
+        layers = plan.layers
         return State(
             frames=self.frames,
             caches=tuple(self.caches),
-            tolerances=tuple(tolerances),
+            threshold=jnp.zeros(self.count, jnp.float32),
+            truncation=jnp.zeros((len(layers), self.count), jnp.float32),
+            scales=scales,
             weights=self._prepare(),
+            parameters=sample(self._params),
+            joined=jnp.zeros(self.count, bool),
             work=work,
             changes=tuple(jnp.ones(self._mask_shape(v), bool) for v in plan.graph.outputs),
-            names=tuple(names),
+            names=plan.names,
+            layers=layers,
+            rows=tuple(
+                layers.index(name) if value in plan.compared else -1
+                for value, name in zip(plan.kept, plan.names, strict=True)
+            ),
             halos=tuple(plan.halos.get(v) for v in (plan.graph.frames, *plan.kept)),
             layouts=tuple(plan.layouts.get(v) for v in (plan.graph.frames, *plan.kept)),
             axes=tuple(0 if v in plan.layouts else plan.streams.get(v, -1) for v in plan.kept),
+            compares=plan.compares,
         )
 
     def _rms(self, value: Value, array: jax.Array) -> jax.Array:
@@ -354,9 +290,17 @@ class Runner:
           composite: Whether unchanged pixels keep their reference value (else: the new one).
         """
         plan = self.plan
-        self.weights = dict(zip(self._winograd, state.weights, strict=True))
+        # Other parameters than before: nothing that is kept is right any more.
+        parameters = sample(self._params)
+        self.renew = ~same_sample(parameters, state.parameters)
+        self.joined = jnp.any(state.joined)
+        changed = changed | self.renew
+        weights = state.weights
+        if weights:
+            weights = lax.cond(self.renew, self._prepare, lambda: state.weights)
+        self.weights = dict(zip(self._winograd, weights, strict=True))
         self.caches = list(state.caches)
-        self.tolerances = state.tolerances
+        self.tolerances = jnp.where(self.renew, 0, state.tolerances)
         new = jnp.where(changed[..., None], frames, state.reference) if composite else frames
         halo = plan.halos[plan.graph.frames]
         self.frames = write_interior(state.frames, new, halo)
@@ -386,6 +330,9 @@ class Runner:
             state,
             frames=self.frames,
             caches=tuple(self.caches),
+            weights=weights,
+            parameters=parameters,
+            joined=jnp.zeros_like(state.joined),
             work=work,
             changes=tuple(map(self._output_mask, plan.graph.outputs)),
         )
@@ -394,13 +341,13 @@ class Runner:
         """Runs a segment; returns active cells by stream, and whether it ran on whole frames."""
         self._prefetch(segment)
         slots = [self.slot[value] for value in segment.outputs]
-        marked = [self.mask(value) for value in segment.outputs]
+        marked = [self.mask(value) | self.renew for value in segment.outputs]
         active = masks.to_cells(functools.reduce(jnp.logical_or, marked), segment.cell)
         counts = jnp.sum(active, axis=(1, 2), dtype=jnp.int32)
         total = jnp.sum(counts)
         limit = segment.break_even * active.size if segment.on_cells is not None else 0
         dense = total > limit
-        refresh = [self.plan.truncation[value] > 0 for value in segment.outputs]
+        refresh = [value in self.plan.compared for value in segment.outputs]
         halos = [self.plan.halos[value] for value in segment.outputs]
         carry = (
             [self.caches[i] for i in slots],
@@ -456,7 +403,8 @@ class Runner:
     def _boundary(self, boundary: Boundary) -> jax.Array:
         """Runs a boundary where anything it reads changed; returns whether it ran."""
         moved = [jnp.any(self.mask(value)) for value in boundary.inputs]
-        run = functools.reduce(jnp.logical_or, moved)
+        # What mixes the streams is another thing once one of them has been replaced.
+        run = functools.reduce(jnp.logical_or, moved, self.renew | self.joined)
         slots = [self.slot[value] for value in boundary.outputs]
         keep = [self.caches[i] for i in slots]
 
@@ -485,15 +433,16 @@ class Runner:
         if value in self.plan.layouts:
             halo = self.plan.halos[value]
             inside = interior(old, halo)
-            moved = moved_beyond(new, inside, tolerance, axes=range(3, new.ndim))
+            moved = self.renew | moved_beyond(new, inside, tolerance, axes=range(3, new.ndim))
             return write_interior(old, refreshed(moved, new, inside), halo), moved
         axis = self.plan.streams.get(value)
         if axis is None:
             moved = moved_beyond(new, old, jnp.min(tolerance)[None], axes=range(new.ndim))
+            moved |= self.renew | self.joined
             return jnp.where(moved, new, old), jnp.broadcast_to(moved, (self.count,))
         front = jnp.moveaxis(new, axis, 0)
         kept = jnp.moveaxis(old, axis, 0)
-        moved = moved_beyond(front, kept, tolerance, axes=range(1, new.ndim))
+        moved = self.renew | moved_beyond(front, kept, tolerance, axes=range(1, new.ndim))
         shape = [1] * new.ndim
         shape[axis] = self.count
         return jnp.where(moved.reshape(shape), new, old), moved

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -91,7 +91,10 @@ class Plan:
       units: Segments and boundaries, in order of execution.
       kept: The values kept between frames, in the order of `State.caches`.
       halos: How far windows reach out of the frames and each kept value.
-      truncation: The relative truncation of each kept value.
+      names: The unit that each kept value belongs to.
+      compared: The kept values whose new values are compared with the old ones, and held back where
+        these are near.
+      compares: Whether anything may be compared.
     """
 
     graph: Graph
@@ -102,7 +105,16 @@ class Plan:
     units: tuple[Unit, ...]
     kept: tuple[Value, ...]
     halos: dict[Value, tuple[tuple[int, int], tuple[int, int]]]
-    truncation: dict[Value, float]
+    names: tuple[str, ...]
+    compared: frozenset[Value]
+    compares: bool
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The units that truncation applies to, in order of execution."""
+        pairs = zip(self.kept, self.names, strict=True)
+        compared = {name for value, name in pairs if value in self.compared}
+        return tuple(unit.name for unit in self.units if unit.name in compared)
 
     @property
     def dense_macs(self) -> int:
@@ -388,15 +400,15 @@ def _segment(
         "layouts": planner.layouts,
     }
     on_frame = program.build(outputs, program.whole(*grid), **arguments)
-    pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // grid[0]
+    pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // max(1, grid[0])
     cost = planner.cost
     wished = (planner.cell,) if planner.cell else cost.cells
     small = grid[0] * grid[1] <= cost.single_pixels and not _uses_winograd(on_frame)
     if small and not planner.cell:
         wished = (1, *wished)
     on_cells = None
-    cell = grid
-    for size in wished:
+    cell = (max(1, grid[0]), max(1, grid[1]))
+    for size in wished if 0 not in grid else ():
         size = max(1, size // max(1, pooled))
         window = Window(cells(grid[0], size), cells(grid[1], size))
         if window.rows.size * window.columns.size >= grid[0] * grid[1]:
@@ -436,10 +448,9 @@ def _uses_winograd(part: Program) -> bool:
 
 
 def _break_even(cells_program: Program, cost: Cost) -> float:
-    """Above which share of active cells whole frames are faster; 1 where cells always win."""
+    """Above which share of active cells whole frames are faster."""
     fast = sum(step.macs for step in cells_program.steps if step.by_winograd)
-    # Winograd's cells do less than half of the dense products.
-    return 1.0 if 2 * fast > cells_program.macs() else cost.break_even
+    return cost.winograd_break_even if 2 * fast > cells_program.macs() else cost.break_even
 
 
 def _window_bytes(cells_program: Program, layouts: dict[Value, Layout]) -> int:
@@ -459,30 +470,29 @@ def _window_bytes(cells_program: Program, layouts: dict[Value, Layout]) -> int:
 def make_plan(
     graph: Graph,
     *,
-    truncation: float | Mapping[str, float] = 0.0,
+    compares: bool = False,
     cell: int | None = None,
+    break_even: float | None = None,
     cost: Cost | None = None,
 ) -> Plan:
     """Decides what runs on cells, what runs densely and what is kept between frames.
 
     Args:
       graph: The traced function.
-      truncation: For all units, or by name (0 where a name is missing).
+      compares: Whether new values are compared with the old ones, to be held back by truncation.
       cell: The side of a cell of convolution outputs; chosen by segment where None.
+      break_even: Above which share of active cells a segment runs on whole frames; that of `cost`
+        where None.
       cost: What to decide by; that of the default device where None.
 
     Returns:
       The plan.
-
-    Raises:
-      ValueError: For frames that are not `(streams, H, W, C)`, or unknown names in `truncation`.
     """
     frames = graph.frames
-    if frames.ndim != 4:
-        raise ValueError(
-            f"frames must be (streams, H, W, C); got shape {frames.shape} with {frames.ndim} axes"
-        )
-    planner = _Planner(graph, cell, cost or cost_of())
+    cost = cost or cost_of()
+    if break_even is not None:
+        cost = dataclasses.replace(cost, break_even=break_even, winograd_break_even=break_even)
+    planner = _Planner(graph, cell, cost)
     kept = planner.kept()
     names = _names(planner)
     stored = {v for v in kept if v in planner.layouts} | {frames}
@@ -502,6 +512,7 @@ def make_plan(
             inputs = tuple(planner.boundary_inputs(unit))
             units.append(Boundary(name, nodes, inputs, tuple(outputs), macs))
     grids = {v: planner._grid(v) for v in stored}
+    owner = {value: unit.name for unit in units for value in unit.outputs}
     return Plan(
         graph=graph,
         layouts=planner.layouts,
@@ -514,44 +525,79 @@ def make_plan(
             v: (low, (end[0] - grids[v][0], end[1] - grids[v][1]))
             for v, (low, end) in halos.items()
         },
-        truncation=_truncation(truncation, units, graph),
+        names=tuple(owner[v] for v in kept),
+        compared=_compared(units, graph) if compares else frozenset(),
+        compares=compares,
     )
 
 
-def _truncation(
-    given: float | Mapping[str, float], units: list[Unit], graph: Graph
-) -> dict[Value, float]:
-    """The truncation of each kept value; none at either end of the network.
+def _compared(units: list[Unit], graph: Graph) -> frozenset[Value]:
+    """The kept values that truncation applies to; none at either end of the network.
 
     What no further arithmetic reads would save nothing, and do harm: a detector's box offsets are
-    small beside the root mean square of the logits in the same map. What no parameter went into is
-    still a picture, perhaps resized: its root mean square is that of its brightness, and it is the
-    threshold that filters it.
+    small beside the root mean square of the logits in the same map. What no learned kernel went
+    into is still a picture, perhaps resized or normalised: its root mean square is that of its
+    brightness, and it is the threshold that filters it.
     """
-    names = [unit.name for unit in units]
-    if not isinstance(given, Mapping):
-        given = dict.fromkeys(names, float(given))
-    unknown = sorted(set(given) - set(names))
-    if unknown:
-        raise ValueError(f"truncation names layers {unknown}; expected some of {names}")
     read: set[Value] = set()
     for unit in units:
         if unit.macs:
             read |= _inputs(unit)
-    learned: set[Value] = set()
-    for node in graph.nodes:
-        if any(v in learned or _is_weight(v) for v in node.inputs):
-            learned.update(node.outputs)
-    return {
-        value: float(given.get(unit.name, 0.0)) if value in read & learned else 0.0
-        for unit in units
-        for value in unit.outputs
-    }
+    learned = _learned(graph)
+    return frozenset(v for unit in units for v in unit.outputs if v in read & learned)
 
 
-def _is_weight(value: Value) -> bool:
-    """Whether a value is a parameter, or an array of weights that the function closes over."""
-    return isinstance(value.argument, int) or (value.constant is not None and value.ndim > 1)
+def _learned(graph: Graph) -> set[Value]:
+    """The values that depend on the frames through a convolution or product with weights.
+
+    Weights are what parameters went into. In a function that closes over all its arrays they are
+    the kernels of its convolutions that come from outside: what it computes itself, such as the
+    matrices of `jax.image.resize`, is no weight, nor is a matrix that joins colours.
+    """
+    made_of: dict[Value, bool] = {}
+
+    def has_parameter(value: Value) -> bool:
+        stack = [value]
+        while stack:
+            v = stack[-1]
+            if v in made_of:
+                stack.pop()
+                continue
+            inputs = v.node.inputs if v.node is not None else ()
+            if missing := [i for i in inputs if i not in made_of]:
+                stack += missing
+                continue
+            made_of[v] = isinstance(v.argument, int) or any(made_of[i] for i in inputs)
+            stack.pop()
+        return made_of[value]
+
+    def weights(node: Node) -> list[Value]:
+        return [v for v in node.inputs if not v.frame_dependent] if node_macs(node) else []
+
+    def grow(is_source: Callable[[Node], bool]) -> set[Value]:
+        learned: set[Value] = set()
+        for node in graph.nodes:
+            if is_source(node) or any(v in learned for v in node.inputs):
+                learned.update(v for v in node.outputs if v.frame_dependent)
+        return learned
+
+    learned = grow(lambda node: any(map(has_parameter, weights(node))))
+    if any(map(has_parameter, (v for node in graph.nodes for v in node.inputs))):
+        return learned
+
+    def closed_over(value: Value) -> bool:
+        while value.node is not None and value.node.primitive.name in _ARRANGES:
+            value = value.node.inputs[0]
+        return value.node is None and value.constant is not None
+
+    return grow(
+        lambda node: (
+            node.primitive.name == "conv_general_dilated" and any(map(closed_over, weights(node)))
+        )
+    )
+
+
+_ARRANGES = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "rev", "transpose"})
 
 
 def _inputs(unit: Unit) -> set[Value]:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from dynvid.graph.trace import Value
-from dynvid.incremental.execute import State, interior
 from dynvid.incremental.plan import Plan
+from dynvid.incremental.state import State, interior
 
 
 def held(plan: Plan, state: State) -> dict[Value, jax.Array]:

@@ -16,10 +16,10 @@ from jax import lax
 from dynvid.graph.evaluate import Evaluator, arguments
 from dynvid.graph.trace import Node, Value
 from dynvid.incremental.cost import cost_of
-from dynvid.incremental.execute import Halo, interior
 from dynvid.incremental.plan import Plan
 from dynvid.incremental.program import widest
 from dynvid.incremental.rules import Window, mask_through
+from dynvid.incremental.state import Halo, interior
 from dynvid.incremental.transform import check_step, plan_for
 from dynvid.kernels.masked_conv import CellGrid, update_cells
 from dynvid.ops import cells, sparse_conv

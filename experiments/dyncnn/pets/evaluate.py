@@ -189,8 +189,7 @@ class Contest:
         params, step = self.detector.params, self._step(video)
         state, outputs = video.init(params, clip.frames[0])
         if scale != 1:
-            scaled = tuple(scale * tolerance for tolerance in state.tolerances)
-            state = dataclasses.replace(state, tolerances=scaled)
+            state = dataclasses.replace(state, truncation=scale * state.truncation)
         parts, macs, changed = [jax.device_get(self.detect(outputs))], [], []
         name = scheme if isinstance(scheme, str) else "tuned"
         what = f"{clip.name}, {name}, theta {theta:g}"

@@ -17,8 +17,9 @@ from rich.progress import track
 
 import dynvid
 from dynvid.graph.trace import Value
-from dynvid.incremental.execute import Runner, State, interior
+from dynvid.incremental.execute import Runner
 from dynvid.incremental.plan import Plan
+from dynvid.incremental.state import State, interior
 from dynvid.incremental.transform import plan_for
 from dynvid.ops.boxes import Detections
 from dynvid.ops.difference import changed_pixels
