@@ -34,7 +34,8 @@ from dynvid.models.zoo import Model, load_model
 from dynvid.types import Frames, Output, Params
 
 _BATCH = 8  # settings that are tried at once
-_BYTES = 1 << 30  # that their results may take
+_BYTES = 1 << 30  # that their outputs may take together
+_MOST_BYTES = 2 << 30  # that the outputs of one may take
 
 
 def tune(
@@ -103,9 +104,6 @@ def tune(
             soft_wrap=True,
         )
         tuning = _tune(loaded, clip, target=target, trials=trials, seed=seed)
-        layers = dynvid.explain(loaded.on_frames, loaded.params, clip[0]).layers
-        # Decoding is part of what was tuned, but not of what runs on cells later.
-        truncation = {name: tau for name, tau in tuning.truncation.items() if name in layers}
         found = {
             "target": target,
             "agreement": tuning.agreement,
@@ -118,13 +116,13 @@ def tune(
         }
         text = settings_text(
             system="incremental",
-            options={"threshold": tuning.threshold, "truncation": truncation},
+            options=tuning.options,
             model=loaded,
             frame_size=video.size,
             tuning=found,
         )
         file.write(text.encode())
-    console.print(_summary(found, tuning.threshold, len(truncation), loaded))
+    console.print(_summary(found, tuning, loaded))
     command = ["dynvid", "run", *([] if source is None else [source])]
     for name, value in (("--model", model), ("--task", task), ("--head", head),
                         ("--pixels", pixels), ("--settings", out)):  # fmt: skip
@@ -137,24 +135,34 @@ def tune(
 def _tune(
     model: Model, clip: list[Frames], *, target: float, trials: int, seed: int
 ) -> dynvid.Tuning:
-    """Tunes the network with its decoding, by how far decoded results agree."""
+    """Tunes the network by how far results agree that its outputs are decoded to.
+
+    It is the network alone that is tuned, as `dynvid run` runs it: were decoding part of the
+    function, the arithmetic in it would let the outputs themselves be truncated.
+    """
     size = (clip[0].shape[1], clip[0].shape[2])
 
-    def results(params: Params, frames: Frames) -> Output:
-        return model.task.decode(params, model.on_frames(params, frames), frame_size=size)
+    @jax.jit
+    def by_frame(params: Params, expected: Output, found: Output) -> jax.Array:
+        def one(pair: tuple[Output, Output]) -> jax.Array:
+            a, b = (model.task.decode(params, outputs, frame_size=size) for outputs in pair)
+            return model.task.compare(a, b)[0]
 
-    compare = jax.jit(model.task.compare)
+        return jax.lax.map(one, (expected, found))
 
     def agreement(expected: Output, found: Output) -> float:
-        """The mean over all frames of results `(frames, 1, ...)`."""
-        expected, found = jax.tree.map(lambda x: x[:, 0], (expected, found))
-        return float(jnp.mean(compare(expected, found)))
+        return float(jnp.mean(by_frame(model.params, expected, found)))
 
-    shapes: Any = jax.eval_shape(results, model.params, clip[0])
+    shapes: Any = jax.eval_shape(model.on_frames, model.params, clip[0])
     taken = len(clip) * sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    if taken > _MOST_BYTES:
+        raise UsageError(
+            f"the outputs of {len(clip)} frames take {taken / 1e9:.1f} GB of at most "
+            f"{_MOST_BYTES / 1e9:.1f}; give fewer --frames"
+        )
     try:
         return dynvid.tune(
-            results,
+            model.on_frames,
             model.params,
             clip,
             target=target,
@@ -168,7 +176,7 @@ def _tune(
         raise UsageError(one_line(error)) from error
 
 
-def _summary(found: dict[str, Any], threshold: float, layers: int, model: Model) -> Table:
+def _summary(found: dict[str, Any], tuning: dynvid.Tuning, model: Model) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row(
         f"{found['mac_fraction']:.1%} of the multiply-accumulates", "after the first frame"
@@ -177,7 +185,10 @@ def _summary(found: dict[str, Any], threshold: float, layers: int, model: Model)
         f"{found['agreement']:.3f} agreement of {model.task.results}",
         f"{model.task.agreement}; asked for {found['target']:g}",
     )
-    table.add_row(f"threshold {threshold:g}", "grey levels of 0..255")
-    table.add_row(f"truncation in {layers} layers", "in units of each layer's root mean square")
+    table.add_row(f"threshold {tuning.threshold:g}", "grey levels of 0..255")
+    table.add_row(
+        f"truncation in {len(tuning.truncation)} layers",
+        "in units of each layer's root mean square",
+    )
     table.add_row(f"{found['trials']} settings tried", "these take least work")
     return table

@@ -151,6 +151,11 @@ SYSTEMS: dict[str, System] = {
                     "a positive number of pixels or null",
                     lambda value: value is None or _positive(value),
                 ),
+                "break_even": Option(
+                    None,
+                    "a share between 0 and 1 or null",
+                    lambda value: value is None or _number(value, most=1),
+                ),
             },
         ),
         System(
