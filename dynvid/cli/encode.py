@@ -150,7 +150,7 @@ def encode(
     height, width = cut.shape[1:3]
     if height % block or width % block:
         raise UsageError(
-            f"--block must divide the map's height and width, {height} x {width} at {at}, got "
+            f"--block must divide the map's height and width, {height} x {width} at {at}; got "
             f"{block}"
         )
     if shapes.others:

@@ -139,7 +139,7 @@ class SSD512(nnx.Module):
           ValueError: The images have another shape.
         """
         if images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
-            raise ValueError(f"images must be (N, {SIZE}, {SIZE}, 3), got {tuple(images.shape)}")
+            raise ValueError(f"images must be (N, {SIZE}, {SIZE}, 3); got {tuple(images.shape)}")
         *_, conv4_3, conv5_3 = self.vgg.stages(images)
         return self.predict(conv4_3, conv5_3)
 
@@ -194,7 +194,7 @@ def ssd_preprocess(frames: Frames) -> jax.Array:
     Array([1., 0., 0.], dtype=float32)
     """
     if frames.ndim != 4 or frames.shape[3] != 3:
-        raise ValueError(f"frames must be (streams, H, W, 3), got {tuple(frames.shape)}")
+        raise ValueError(f"frames must be (streams, H, W, 3); got {tuple(frames.shape)}")
     frames = frames * 255 if jnp.issubdtype(frames.dtype, jnp.floating) else frames
     geometry = letterbox((frames.shape[1], frames.shape[2]), (SIZE, SIZE), placement="stretch")
     images = geometry.to_network(frames)[..., ::-1]
@@ -253,10 +253,10 @@ def decode_ssd(
       confidences: `(N, 24564, C)` floating, before the softmax; class 0 is the background.
       size: (height, width) of what the boxes shall be pixels of: the network's input, or a frame
         that was stretched to it.
-      score_threshold: as in `multilabel_non_maximum_suppression`, like the three below.
-      iou_threshold: the greatest overlap at which both boxes of a class stay.
-      max_candidates: how many boxes of a class are looked at.
-      max_detections: how many of all classes are returned.
+      score_threshold: As in `multilabel_non_maximum_suppression`, like the three below.
+      iou_threshold: The greatest overlap at which both boxes of a class stay.
+      max_candidates: How many boxes of a class are looked at.
+      max_detections: How many of all classes are returned.
 
     Returns:
       `Detections`, not clipped to the image; class k is the network's class k + 1.
@@ -278,7 +278,7 @@ def decode_ssd(
         or confidences.shape[2] < 2
     ):
         raise ValueError(
-            f"locations and confidences must be (N, {len(priors)}, 4) and (N, {len(priors)}, C), "
+            f"locations and confidences must be (N, {len(priors)}, 4) and (N, {len(priors)}, C); "
             f"got {locations.shape} and {confidences.shape}"
         )
     shifts = locations * jnp.array(_VARIANCES, locations.dtype)

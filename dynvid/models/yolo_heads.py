@@ -45,11 +45,11 @@ def decode_yolox(
       outputs: `(B, N, 5 + C)` floating, scores after their sigmoid; N counts the cells of all
         strides, row by row, finest first.
       size: (height, width) of the network's input, in pixels.
-      strides: pixels per cell of each level.
-      score_threshold: as in `non_maximum_suppression`, like the three below.
-      iou_threshold: the greatest overlap at which both boxes stay.
-      max_candidates: how many boxes of an image are looked at.
-      max_detections: how many are returned.
+      strides: Pixels per cell of each level.
+      score_threshold: As in `non_maximum_suppression`, like the three below.
+      iou_threshold: The greatest overlap at which both boxes stay.
+      max_candidates: How many boxes of an image are looked at.
+      max_detections: How many are returned.
 
     Returns:
       `Detections` in pixels of the network's input.
@@ -66,7 +66,7 @@ def decode_yolox(
     if outputs.ndim != 3 or outputs.shape[1] != cells or outputs.shape[2] < 6:
         raise ValueError(
             f"outputs must be (B, {cells}, 5 + classes) for size {size} and strides "
-            f"{strides}, got {outputs.shape}"
+            f"{strides}; got {outputs.shape}"
         )
     places = jnp.concatenate([_grid(rows, columns, stride) for rows, columns, stride in levels])
     score, index = lax.top_k(
@@ -111,19 +111,19 @@ def decode_yolov5(
     anchor a, the score p_objectness p_class.
 
     Args:
-      outputs: one `(B, h, w, A * (5 + C))` floating a level, before the sigmoid.
+      outputs: One `(B, h, w, A * (5 + C))` floating a level, before the sigmoid.
       anchors: `(levels, A, 2)` (width, height) in pixels of the network's input.
       size: (height, width) of the network's input, in pixels.
-      score_threshold: as in `non_maximum_suppression`, like the three below.
-      iou_threshold: the greatest overlap at which both boxes stay.
-      max_candidates: how many boxes of an image are looked at.
-      max_detections: how many are returned.
+      score_threshold: As in `non_maximum_suppression`, like the three below.
+      iou_threshold: The greatest overlap at which both boxes stay.
+      max_candidates: How many boxes of an image are looked at.
+      max_detections: How many are returned.
 
     Returns:
       `Detections` in pixels of the network's input.
 
     Raises:
-      ValueError: the outputs and anchors do not belong together.
+      ValueError: The outputs and anchors do not belong together.
 
     >>> outputs = [jnp.full((1, 1, 2, 6), 9.0), jnp.full((1, 1, 1, 6), -9.0)]
     >>> found = decode_yolov5(outputs, jnp.full((2, 1, 2), 1.0), size=(8, 16), max_detections=3)
@@ -132,7 +132,7 @@ def decode_yolov5(
     """
     if anchors.ndim != 3 or len(outputs) != len(anchors):
         raise ValueError(
-            f"{len(outputs)} outputs need anchors ({len(outputs)}, A, 2), got {anchors.shape}"
+            f"{len(outputs)} outputs need anchors ({len(outputs)}, A, 2); got {anchors.shape}"
         )
     score, found, place = _best_cells(outputs, list(anchors), size, max_candidates)
     p = jax.nn.sigmoid(found[..., :4])
@@ -168,20 +168,20 @@ def decode_yolov3(
     and Farhadi, YOLOv3, 2018, section 2.1, where c is 1).
 
     Args:
-      outputs: one `(B, h, w, A * (5 + C))` floating a head, before the sigmoid.
-      anchors: one `(A, 2)` (width, height) a head, in pixels of the network's input.
+      outputs: One `(B, h, w, A * (5 + C))` floating a head, before the sigmoid.
+      anchors: One `(A, 2)` (width, height) a head, in pixels of the network's input.
       size: (height, width) of the network's input, in pixels.
-      scale_x_y: c, one a head; 1 where it is None.
-      score_threshold: as in `non_maximum_suppression`, like the three below.
-      iou_threshold: the greatest overlap at which both boxes stay.
-      max_candidates: how many boxes of an image are looked at.
-      max_detections: how many are returned.
+      scale_x_y: C, one a head; 1 where it is None.
+      score_threshold: As in `non_maximum_suppression`, like the three below.
+      iou_threshold: The greatest overlap at which both boxes stay.
+      max_candidates: How many boxes of an image are looked at.
+      max_detections: How many are returned.
 
     Returns:
       `Detections` in pixels of the network's input.
 
     Raises:
-      ValueError: the outputs, anchors and scales do not belong together.
+      ValueError: The outputs, anchors and scales do not belong together.
 
     >>> outputs = [jnp.zeros((1, 1, 2, 6)).at[0, 0, 1, 4:].set(9.0)]
     >>> found = decode_yolov3(outputs, [jnp.array([[4.0, 2.0]])], size=(8, 16), max_detections=1)
@@ -193,7 +193,7 @@ def decode_yolov3(
         a.ndim != 2 or a.shape[1] != 2 for a in anchors
     ):
         raise ValueError(
-            f"{len(outputs)} outputs need as many anchors (A, 2) and scales, got "
+            f"{len(outputs)} outputs need as many anchors (A, 2) and scales; got "
             f"{[a.shape for a in anchors]} and {len(scales)} scales"
         )
     levels = [
@@ -224,8 +224,8 @@ def _best_cells(
     """The best anchors of the best cells of raw head outputs, by objectness times class score.
 
     Args:
-      outputs: one `(B, h, w, A * (5 + C))` a level.
-      levels: one `(A, D)` a level, what is to know about each anchor.
+      outputs: One `(B, h, w, A * (5 + C))` a level.
+      levels: One `(A, D)` a level, what is to know about each anchor.
       size: (height, width) of the network's input.
       max_candidates: K, the most that are taken.
 

@@ -65,16 +65,16 @@ def non_maximum_suppression(
     Args:
       boxes: `(B, N, 4)` floating, `(x0, y0, x1, y1)`.
       scores: `(B, N, C)` floating, one score a class.
-      score_threshold: the least score that counts.
-      iou_threshold: the greatest overlap at which both boxes stay, in [0, 1].
-      max_candidates: how many boxes of an image are looked at.
+      score_threshold: The least score that counts.
+      iou_threshold: The greatest overlap at which both boxes stay, in [0, 1].
+      max_candidates: How many boxes of an image are looked at.
       max_detections: K, how many are returned.
 
     Returns:
       `Detections` with K slots an image.
 
     Raises:
-      ValueError: the shapes do not belong together.
+      ValueError: The shapes do not belong together.
 
     Exact when at most `max_candidates` boxes reach the score threshold and at most
     `max_detections` of them stay; otherwise those with the lowest scores are lost.
@@ -118,16 +118,16 @@ def multilabel_non_maximum_suppression(
     Args:
       boxes: `(B, N, 4)` floating, `(x0, y0, x1, y1)`.
       scores: `(B, N, C)` floating, one score a class.
-      score_threshold: the least score that counts.
-      iou_threshold: the greatest overlap at which both boxes stay, in [0, 1].
-      max_candidates: how many boxes of a class are looked at.
+      score_threshold: The least score that counts.
+      iou_threshold: The greatest overlap at which both boxes stay, in [0, 1].
+      max_candidates: How many boxes of a class are looked at.
       max_detections: K, how many are returned.
 
     Returns:
       `Detections` with K slots an image.
 
     Raises:
-      ValueError: the shapes do not belong together.
+      ValueError: The shapes do not belong together.
 
     Exact when at most `max_candidates` boxes of a class reach the score threshold and at most
     `max_detections` of them stay; otherwise those with the lowest scores are lost.
@@ -157,7 +157,7 @@ def multilabel_non_maximum_suppression(
 def _check_pairs(boxes: jax.Array, scores: jax.Array) -> None:
     if boxes.ndim != 3 or boxes.shape[2] != 4 or boxes.shape[:2] != scores.shape[:2]:
         raise ValueError(
-            f"boxes and scores must be (B, N, 4) and (B, N, C), got {boxes.shape}, {scores.shape}"
+            f"boxes and scores must be (B, N, 4) and (B, N, C); got {boxes.shape}, {scores.shape}"
         )
 
 
@@ -176,8 +176,8 @@ def suppress_sorted(
       boxes: `(B, N, 4)` floating, `(x0, y0, x1, y1)`.
       scores: `(B, N)` floating, falling within each image.
       classes: `(B, N)` int; only boxes of one class suppress each other.
-      score_threshold: the least score that counts.
-      iou_threshold: the greatest overlap at which both boxes stay, in [0, 1].
+      score_threshold: The least score that counts.
+      iou_threshold: The greatest overlap at which both boxes stay, in [0, 1].
       max_detections: K, how many are returned.
 
     Returns:

@@ -21,9 +21,9 @@ class Letterbox:
       frame_size: (height, width) of a frame, in pixels.
       network_size: (height, width) of the network's input.
       resized: (height, width) of the frame once it is resized.
-      top: rows of filling above it.
-      left: columns of filling left of it.
-      fill: the value around it, in the frame's unit.
+      top: Rows of filling above it.
+      left: Columns of filling left of it.
+      fill: The value around it, in the frame's unit.
     """
 
     frame_size: tuple[int, int]
@@ -43,7 +43,7 @@ class Letterbox:
           `(streams, *network_size, C)` floating, in the frame's unit.
 
         Raises:
-          ValueError: the frames have another size.
+          ValueError: The frames have another size.
 
         Exact when the sizes are equal: then nothing is done.
 
@@ -56,7 +56,7 @@ class Letterbox:
         """
         if frames.ndim != 4 or tuple(frames.shape[1:3]) != self.frame_size:
             raise ValueError(
-                f"frames must be (streams, {self.frame_size[0]}, {self.frame_size[1]}, C), "
+                f"frames must be (streams, {self.frame_size[0]}, {self.frame_size[1]}, C); "
                 f"got {frames.shape}"
             )
         x = frames if jnp.issubdtype(frames.dtype, jnp.floating) else frames.astype(jnp.float32)
@@ -102,19 +102,19 @@ def letterbox(
       frame_size: (height, width) of the frames, in pixels.
       network_size: (height, width) of the network's input.
       placement: `top_left` as YOLOX, `centre` as YOLOv5, `stretch` to fill the input.
-      fill: the value around the frame, in the frame's unit.
+      fill: The value around the frame, in the frame's unit.
 
     Returns:
       The geometry: `to_network` for frames, `to_frame` for boxes.
 
     Raises:
-      ValueError: a size is not positive.
+      ValueError: A size is not positive.
 
     >>> letterbox((576, 768), (416, 416)).resized
     (312, 416)
     """
     if min(*frame_size, *network_size) < 1:
-        raise ValueError(f"sizes must be positive, got {frame_size} and {network_size}")
+        raise ValueError(f"sizes must be positive; got {frame_size} and {network_size}")
     (height, width), (rows, columns) = frame_size, network_size
     if placement == "stretch":
         resized = (rows, columns)

@@ -42,10 +42,10 @@ def annotate_frame(
     Args:
       frame: `(H, W, 3)` uint8, RGB.
       boxes: `(N, 4)` as (x0, y0, x1, y1) in pixels of the frame.
-      labels: a text for each box.
-      classes: a class index for each box, which chooses its colour.
+      labels: A text for each box.
+      classes: A class index for each box, which chooses its colour.
       changed: `(h, w)` bool, what changed; shown small in the upper right corner.
-      work: the work of each frame up to this one, as a fraction of dense; a chart below the frame.
+      work: The work of each frame up to this one, as a fraction of dense; a chart below the frame.
 
     Returns:
       `(H', W', 3)` uint8, both even.
@@ -89,14 +89,14 @@ def draw_boxes(
     Args:
       frame: `(H, W, 3)` uint8, RGB.
       boxes: `(N, 4)` as (x0, y0, x1, y1) in pixels; those out of sight or not finite are left out.
-      labels: a text for each box.
-      classes: a class index for each box, which chooses its colour.
+      labels: A text for each box.
+      classes: A class index for each box, which chooses its colour.
 
     Returns:
       A new `(H, W, 3)` uint8 frame.
 
     Raises:
-      ValueError: the arguments differ in length.
+      ValueError: The arguments differ in length.
 
     >>> frame = np.zeros((60, 80, 3), np.uint8)
     >>> drawn = draw_boxes(frame, np.array([[10, 20, 50, 50]]), labels=["disc 0.97"])
@@ -106,7 +106,7 @@ def draw_boxes(
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     for name, values in (("labels", labels), ("classes", classes)):
         if values is not None and len(values) != len(boxes):
-            raise ValueError(f"{name} must have one entry a box, got {len(values)} of {len(boxes)}")
+            raise ValueError(f"{name} must have one entry a box; got {len(values)} of {len(boxes)}")
     image = Image.fromarray(frame)
     draw = ImageDraw.Draw(image)
     height, width = frame.shape[:2]
@@ -160,8 +160,8 @@ def overlay_mask(
     Args:
       frame: `(H, W, 3)` uint8, RGB.
       mask: `(h, w)` bool; of another size than the frame, it is enlarged or reduced (nearest).
-      color: the tint.
-      alpha: how much of the tint, in [0, 1].
+      color: The tint.
+      alpha: How much of the tint, in [0, 1].
 
     Returns:
       A new `(H, W, 3)` uint8 frame.
@@ -328,7 +328,7 @@ def draw_mask_inset(frame: np.ndarray, mask: np.ndarray, *, caption: str = "") -
     Args:
       frame: `(H, W, 3)` uint8, RGB.
       mask: `(h, w)` bool, of any size.
-      caption: a short text.
+      caption: A short text.
 
     Returns:
       A new `(H, W, 3)` uint8 frame.
@@ -366,7 +366,7 @@ def draw_work_bar(frame: np.ndarray, work: Sequence[float]) -> np.ndarray:
 
     Args:
       frame: `(H, W, 3)` uint8, RGB.
-      work: the work of each frame up to this one, as a fraction of dense.
+      work: The work of each frame up to this one, as a fraction of dense.
 
     Returns:
       A new `(H + strip, W, 3)` uint8 frame; the strip is of an even height.

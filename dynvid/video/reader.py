@@ -39,25 +39,25 @@ class VideoSource:
     a bad source fails at once.
 
     Args:
-      source: a path, a URL (`"rtsp://..."`, `"http://..."`), or a camera: `"0"` or `"<video0>"` is
+      source: A path, a URL (`"rtsp://..."`, `"http://..."`), or a camera: `"0"` or `"<video0>"` is
         the first. A folder's images are read in natural order (`2.png` before `10.png`).
       size: `(height, width)` to resize frames to, bilinear; None leaves them as they are.
-      letterbox: keep the picture's proportions when resizing and fill the rest with grey, equally
+      letterbox: Keep the picture's proportions when resizing and fill the rest with grey, equally
         on both sides.
-      max_frames: how many frames to read at most; None for all.
+      max_frames: How many frames to read at most; None for all.
 
     Attributes:
-      name: the source as it was given.
+      name: The source as it was given.
       size: `(height, width)` of the frames it yields.
-      fps: frames per second, None where the source does not say.
-      length: how many frames it announces, None where it does not say; a live source never does.
+      fps: Frames per second, None where the source does not say.
+      length: How many frames it announces, None where it does not say; a live source never does.
 
     Raises:
-      VideoError: nothing can be read from the source. While iterating: a frame has another size
+      VideoError: Nothing can be read from the source. While iterating: a frame has another size
         than the first.
 
     Warns:
-      VideoWarning: while iterating, a damaged or truncated source; what decodes is yielded.
+      VideoWarning: While iterating, a damaged or truncated source; what decodes is yielded.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -82,9 +82,9 @@ class VideoSource:
         max_frames: int | None = None,
     ):
         if max_frames is not None and max_frames < 1:
-            raise VideoError(f"max_frames must be at least 1, got {max_frames}")
+            raise VideoError(f"max_frames must be at least 1; got {max_frames}")
         if size is not None and min(size) < 1:
-            raise VideoError(f"size must be (height, width) of at least 1 pixel, got {size}")
+            raise VideoError(f"size must be (height, width) of at least 1 pixel; got {size}")
         if letterbox and size is None:
             raise VideoError("letterbox needs a size to fit the frames into")
         self.name = str(source)
@@ -242,7 +242,7 @@ def resize_frame(
     Args:
       frame: `(H, W, 3)` uint8.
       size: `(height, width)` wanted.
-      letterbox: keep the proportions and fill the rest with grey, equally on both sides, as
+      letterbox: Keep the proportions and fill the rest with grey, equally on both sides, as
         `ops.letterbox.letterbox` places them.
 
     Returns:

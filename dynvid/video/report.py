@@ -30,16 +30,16 @@ def plot_report(
     name when it is complete.
 
     Args:
-      path: the file to write.
-      mac_fraction: multiply-accumulates executed, as a fraction of the dense network's.
-      seconds: time of each frame, seconds.
-      similarity: share of each frame's pixels that did not change, in [0, 1].
-      dense_seconds: time of the dense network on the same frames, where it was measured.
-      frames_per_point: how many frames each entry after the first is the mean of.
-      title: a heading.
+      path: The file to write.
+      mac_fraction: Multiply-accumulates executed, as a fraction of the dense network's.
+      seconds: Time of each frame, seconds.
+      similarity: Share of each frame's pixels that did not change, in [0, 1].
+      dense_seconds: Time of the dense network on the same frames, where it was measured.
+      frames_per_point: How many frames each entry after the first is the mean of.
+      title: A heading.
 
     Raises:
-      ValueError: the series differ in length, or are empty.
+      ValueError: The series differ in length, or are empty.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -22,11 +22,11 @@ class VideoWriter:
     the last row or column. Without any frame no file is written.
 
     Args:
-      path: the file to write, ending in `.mp4`; one of that name is replaced.
-      fps: frames per second.
+      path: The file to write, ending in `.mp4`; one of that name is replaced.
+      fps: Frames per second.
 
     Raises:
-      VideoError: the path cannot be written, or a frame is not like the first.
+      VideoError: The path cannot be written, or a frame is not like the first.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +40,7 @@ class VideoWriter:
     def __init__(self, path: str | pathlib.Path, *, fps: float):
         self.path = pathlib.Path(path)
         if not fps > 0:
-            raise VideoError(f"fps must be greater than zero, got {fps}")
+            raise VideoError(f"fps must be greater than zero; got {fps}")
         if self.path.suffix.lower() != ".mp4":
             raise VideoError(f"cannot write {self.path}: its name must end in .mp4")
         if not self.path.parent.is_dir():
@@ -64,11 +64,11 @@ class VideoWriter:
           frame: `(H, W, 3)` uint8, RGB; the same size as those before.
 
         Raises:
-          VideoError: the frame is of another shape or dtype.
+          VideoError: The frame is of another shape or dtype.
         """
         frame = np.asarray(frame)
         if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
-            raise VideoError(f"frame must be (H, W, 3) uint8, got {frame.shape} {frame.dtype}")
+            raise VideoError(f"frame must be (H, W, 3) uint8; got {frame.shape} {frame.dtype}")
         if self._shape is None:
             self._open(frame.shape)
         elif frame.shape != self._shape:

@@ -156,13 +156,13 @@ def test_sources_shrink_from_64_to_1():
 
 
 def test_other_images_are_refused():
-    with pytest.raises(ValueError, match=r"\(N, 512, 512, 3\), got \(1, 300, 300, 3\)"):
+    with pytest.raises(ValueError, match=r"\(N, 512, 512, 3\); got \(1, 300, 300, 3\)"):
         jax.eval_shape(
             lambda p, x: nnx.merge(GRAPH, p)(x),
             SHAPES,
             jax.ShapeDtypeStruct((1, 300, 300, 3), "f4"),
         )
-    with pytest.raises(ValueError, match=r"\(streams, H, W, 3\), got \(4, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"\(streams, H, W, 3\); got \(4, 4, 3\)"):
         ssd_preprocess(jnp.zeros((4, 4, 3)))
 
 

@@ -127,7 +127,7 @@ def test_any_multiple_of_eight_and_both_kinds_of_frames(size):
 @pytest.mark.parametrize("shape", [(1, 60, 64, 3), (1, 64, 60, 3), (64, 64, 3), (1, 64, 64, 1)])
 def test_frames_that_do_not_fit_are_named(shape):
     fn, params = load_synthetic_detector()
-    message = rf"multiples of 8, got shape \({', '.join(map(str, shape))}\)"
+    message = rf"multiples of 8; got shape \({', '.join(map(str, shape))}\)"
     with pytest.raises(ValueError, match=message):
         fn(params, jnp.zeros(shape, jnp.uint8))
 
