@@ -58,6 +58,8 @@ def test_many_classes_keep_their_numbers():
     logits[..., 299] = 1
     found = task((2, 2)).decode(None, jnp.asarray(logits), frame_size=(2, 2))
     np.testing.assert_array_equal(found.labels, np.full((1, 2, 2), 299))
+    found = task((2, 2)).decode(None, jnp.zeros((1, 2, 2, 3)), frame_size=(4, 4))
+    assert not found.labels.any(), "of equal scores the first is taken, as by argmax"
 
 
 @pytest.mark.parametrize("outputs", [
