@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
+from experiments.bench import console
 from experiments.dyncnn.pets import pictures, similarity, theta, tuned
 from experiments.dyncnn.pets.evaluate import Contest, ssd512, yolov5n
 from experiments.dyncnn.pets.tables import show
-from experiments.incremental_speed.run import console
 
 HERE = pathlib.Path(__file__).parent
 PARTS = {

@@ -13,17 +13,10 @@ import dynvid
 from dynvid.incremental.tune import Trial, Tuning, tune
 from dynvid.models.detection import Detections
 from dynvid.types import VideoFunction
-from experiments.dyncnn.pets.evaluate import (
-    TRUNCATION,
-    Contest,
-    Detector,
-    Found,
-    drawn_truth,
-    judge,
-    score_agreement,
-)
-from experiments.dyncnn.pets.videos import Clip, pets, tud
-from experiments.incremental_speed.run import console
+from experiments.bench import console
+from experiments.bench.accuracy import drawn_truth, judge
+from experiments.bench.videos import Clip, pets, tud
+from experiments.dyncnn.pets.evaluate import TRUNCATION, Contest, Detector, Found, score_agreement
 
 CALIBRATION = 50
 """How many frames of PETS are tuned on: the first ones. The rest is held out."""

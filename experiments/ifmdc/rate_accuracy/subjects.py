@@ -14,9 +14,9 @@ from dynvid.metrics.pseudo_ground_truth import GroundTruth
 from dynvid.models.detection import COCO_CLASSES, HEADS, Detections
 from dynvid.weights.darknet import load_darknet
 from dynvid.weights.yolov5 import load_yolov5
-from experiments.dyncnn.pets.evaluate import CLASSES, drawn_truth, judge, of_classes
-from experiments.dyncnn.pets.videos import read_clip
-from experiments.incremental_speed.run import DATA, console
+from experiments.bench import DATA, console
+from experiments.bench.accuracy import CLASSES, drawn_truth, judge, of_classes
+from experiments.bench.videos import read_clip
 
 SIZE = (480, 640)
 """Height and width of the models' input, in pixels."""

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import imageio.v3 as iio
 import jax
 import numpy as np
 from rich.progress import track
@@ -11,7 +12,7 @@ from dynvid.metrics.average_precision import parse_mot
 from dynvid.ops.difference import scene_similarity
 from dynvid.video.reader import VideoSource, resize_frame
 from dynvid.video.synthetic import render, synthetic_scene
-from experiments.incremental_speed.run import DATA, console
+from experiments.bench import DATA, console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,3 +100,16 @@ def synthetic(size: tuple[int, int], *, count: int = 40) -> list[Clip]:
         name = f"synthetic, {objects} object{'s' if objects > 1 else ''}"
         clips.append(Clip(name, frames, np.ones(4, np.float32)))
     return clips
+
+
+def pets_frames(count, size, *, letterbox=False):
+    """The first PETS frames, RGB in 0..255, `(1, H, W, 3)` each."""
+    paths = sorted((DATA / "pets09_s2l1" / "img1").glob("*.jpg"))[:count]
+    return [
+        resize_frame(iio.imread(path), size, letterbox=letterbox)[None]
+        for path in track(paths, "reading PETS", console=console, transient=True)
+    ]
+
+
+def unit(frames):
+    return [frame.astype(np.float32) / 255 for frame in frames]
