@@ -1,15 +1,13 @@
 """Named cases that are timed, and the figures that they leave in a JSON file."""
 
 import argparse
-import json
-import os
-import platform
 import time
 
 import jax
 import onnxruntime
 
 from experiments.bench import console
+from experiments.bench.results import machine, read_json, write_json
 
 
 def clock(function):
@@ -29,17 +27,10 @@ def main(names, cases, path):
     names = parser.parse_args(names).case
     if unknown := [name for name in names if name not in cases]:
         parser.error(f"no case {', '.join(unknown)}; there are {', '.join(cases)}")
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results["machine"] = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
+    results = read_json(path)
+    results["machine"] = machine() | {"onnxruntime": onnxruntime.__version__}
     for name in names or cases:
         console.print(f"[bold]{cases[name].__doc__}")
         results[name] = cases[name]()
         console.print_json(data=results[name])
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
-        temporary.rename(path)
+        write_json(path, results)

@@ -11,7 +11,6 @@ this file. About ten minutes on two cores.
 import dataclasses
 import functools
 import itertools
-import json
 import pathlib
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from dynvid.weights.yolov5 import load_yolov5
 from experiments.bench import DATA, console
 from experiments.bench.baselines import Onnx
 from experiments.bench.cases import clock, main
+from experiments.bench.results import read_json
 from experiments.bench.to_onnx import export
 from experiments.bench.videos import pets_frames, unit
 
@@ -198,7 +198,7 @@ def visits():
 def yolov5n():
     """YOLOv5n (COCO), 640x480, PETS, with the settings tuned by experiments.dyncnn.pets."""
     fn, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
-    settings = json.loads((HERE.parent / "pets" / "settings.json").read_text())
+    settings = read_json(HERE.parent / "pets" / "settings.json")
     options = {"threshold": settings["threshold"] / 255, "truncation": settings["truncation"]}
     videos = {"incremental": dynvid.incremental(fn, **options)}
     return race(fn, params, unit(pets_frames(250, (480, 640))), videos)
