@@ -2,8 +2,8 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
 
-import imageio.v3 as iio
 import jax
 import numpy as np
 from rich.progress import track
@@ -102,14 +102,6 @@ def synthetic(size: tuple[int, int], *, count: int = 40) -> list[Clip]:
     return clips
 
 
-def pets_frames(count, size, *, letterbox=False):
-    """The first PETS frames, RGB in 0..255, `(1, H, W, 3)` each."""
-    paths = sorted((DATA / "pets09_s2l1" / "img1").glob("*.jpg"))[:count]
-    return [
-        resize_frame(iio.imread(path), size, letterbox=letterbox)[None]
-        for path in track(paths, "reading PETS", console=console, transient=True)
-    ]
-
-
-def unit(frames):
+def unit(frames: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Frames in [0, 1], float32."""
     return [frame.astype(np.float32) / 255 for frame in frames]

@@ -30,7 +30,7 @@ from experiments.bench.baselines import Onnx
 from experiments.bench.cases import clock, main
 from experiments.bench.networks import network
 from experiments.bench.to_onnx import export
-from experiments.bench.videos import pets_frames, unit
+from experiments.bench.videos import pets, unit
 
 HERE = pathlib.Path(__file__).parent
 
@@ -91,32 +91,32 @@ def compare(fn, params, frames, *, threshold, truncation=0.0, onnx_path=None, wa
 def vgg_pets():
     """VGG16's 13 convolutions, 512x512, PETS, theta 20, tau 0."""
     fn, params = network(VGG16)
-    return compare(fn, params, unit(pets_frames(40, (512, 512))), threshold=20 / 255)
+    return compare(fn, params, unit(pets((512, 512), most=40).frames), threshold=20 / 255)
 
 
 def vgg_still():
     """The same, the same frame again and again."""
     fn, params = network(VGG16)
-    return compare(fn, params, unit(pets_frames(1, (512, 512))) * 20, threshold=20 / 255)
+    return compare(fn, params, unit(pets((512, 512), most=1).frames) * 20, threshold=20 / 255)
 
 
 def vgg_all_new():
     """The same, every pixel new in every frame."""
     fn, params = network(VGG16)
-    first, second = unit(pets_frames(2, (512, 512)))
+    first, second = unit(pets((512, 512), most=2).frames)
     return compare(fn, params, [first, 1 - second] * 10, threshold=20 / 255)
 
 
 def resnet_pets():
     """ResNet-50 (random weights), 512x512, PETS, theta 20, tau 0."""
     fn, params = network(ResNet50)
-    return compare(fn, params, unit(pets_frames(40, (512, 512))), threshold=20 / 255)
+    return compare(fn, params, unit(pets((512, 512), most=40).frames), threshold=20 / 255)
 
 
 def yolov5n_pets():
     """YOLOv5n (COCO), 640x480, PETS (250 frames), theta 15, tau 0.5."""
     fn, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
-    frames = unit(pets_frames(250, (480, 640)))
+    frames = unit(pets((480, 640), most=250).frames)
     accuracy = Accuracy(HEADS["yolov5"], params, (480, 640), [768 / 640, 576 / 480] * 2)
     found = compare(fn, params, frames, threshold=15 / 255, truncation=0.5, keep=accuracy)
     return found | accuracy.result()
@@ -127,7 +127,7 @@ def yolox_pets():
     path = DATA / "weights" / "yolox_nano" / "yolox_nano.onnx"
     fn, params = load_onnx(path)
     frames = []
-    for frame in pets_frames(250, (312, 416)):
+    for frame in pets((312, 416), most=250).frames:
         square = np.full((1, 416, 416, 3), 114, np.float32)
         square[:, :312] = frame[..., ::-1]
         frames.append(square)
@@ -141,7 +141,7 @@ def yolox_pets():
 def streams():
     """YOLOv5n, 640x480, theta 15, tau 0.5: one stream against eight on one step, by stream."""
     fn, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
-    frames = unit(pets_frames(100, (480, 640)))
+    frames = unit(pets((480, 640), most=100).frames)
     results = {}
     for count in (1, 8):
         clip = [np.concatenate([frames[10 * s + t] for s in range(count)]) for t in range(25)]

@@ -34,7 +34,7 @@ from experiments.bench.baselines import Onnx
 from experiments.bench.cases import clock, main
 from experiments.bench.results import read_json
 from experiments.bench.to_onnx import export
-from experiments.bench.videos import pets_frames, unit
+from experiments.bench.videos import pets, unit
 
 HERE = pathlib.Path(__file__).parent
 THETA = 20.0
@@ -122,14 +122,14 @@ def ssd512():
         for name, options in PAPER.items()
     }
     videos["incremental"] = dynvid.incremental(fn, threshold=THETA)
-    return race(fn, params, prepared(pets_frames(24, (512, 512))), videos)
+    return race(fn, params, prepared(pets((512, 512), most=24).frames), videos)
 
 
 def groups():
     """Each group of VGG16 alone, from its input map and its change mask (the paper's Table 8)."""
     graph, params = nnx.split(VGG16(rngs=nnx.Rngs(0)))
     found = {}
-    maps = prepared(pets_frames(14, (512, 512)))
+    maps = prepared(pets((512, 512), most=14).frames)
     masks = [
         changed_pixels(jnp.asarray(b), jnp.asarray(a), threshold=THETA)
         for a, b in itertools.pairwise(maps)
@@ -201,7 +201,7 @@ def yolov5n():
     settings = read_json(HERE.parent / "pets" / "settings.json")
     options = {"threshold": settings["threshold"] / 255, "truncation": settings["truncation"]}
     videos = {"incremental": dynvid.incremental(fn, **options)}
-    return race(fn, params, unit(pets_frames(250, (480, 640))), videos)
+    return race(fn, params, unit(pets((480, 640), most=250).frames), videos)
 
 
 CASES = {f.__name__: f for f in (ssd512, groups, still, visits, yolov5n)}
