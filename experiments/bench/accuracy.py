@@ -11,12 +11,11 @@ from dynvid.metrics.average_precision import (
     average_precision_by_class,
     of_class,
     pad_boxes,
-    parse_mot,
 )
 from dynvid.metrics.detection_counts import count_detections
 from dynvid.metrics.pseudo_ground_truth import GroundTruth
-from dynvid.models.detection import Detections
-from experiments.bench import DATA
+from dynvid.models.detection import Detections, Head
+from dynvid.types import Params
 from experiments.bench.videos import Clip
 
 CLASSES = ("person", "car")
@@ -24,6 +23,11 @@ CLASSES = ("person", "car")
 
 SCORE = 0.25
 """The least score of a detection that is counted or drawn."""
+
+
+def class_indices(names: tuple[str, ...]) -> tuple[int, ...]:
+    """The index that a network with these class names gives to each of `CLASSES`."""
+    return tuple(names.index(name) for name in CLASSES)
 
 
 def of_classes(detections: Detections, classes: tuple[int, ...]) -> Detections:
@@ -76,29 +80,36 @@ def judge(
 
 
 class Accuracy:
-    """Person AP50 of dense and incremental outputs on the same frames."""
+    """Person AP50 of dense and incremental outputs on the first frames of a clip.
 
-    def __init__(self, head, params, size, scale):
+    Args:
+      head: What turns the network's outputs into boxes.
+      params: The network's.
+      size: (height, width) of its input.
+      clip: The frames, with ground truth.
+    """
+
+    def __init__(self, head: Head, params: Params, size: tuple[int, int], clip: Clip):
         self.decode = jax.jit(
             lambda outputs: of_class(
                 head.decode(params, outputs, size=size, score_threshold=0.01, iou_threshold=0.45), 0
             )
         )
-        self.scale = np.asarray(scale, np.float32)
-        self.found = [[], []]
+        self.clip = clip
+        self.found: list[list[Detections]] = [[], []]
 
-    def __call__(self, index, *outputs):
+    def __call__(self, index: int, *outputs: Any) -> None:
+        """Takes the dense and the incremental outputs of the next frame."""
         for found, output in zip(self.found, outputs, strict=True):
             found.append(jax.tree.map(np.asarray, self.decode(output)))
 
-    def result(self):
-        truth = parse_mot((DATA / "pets09_s2l1" / "gt_mot.txt").read_text())
-        count = len(self.found[0])
-        boxes, present = pad_boxes([truth.get(i + 1, np.zeros((0, 4))) for i in range(count)])
+    def result(self) -> dict[str, float]:
+        """`ap50_dense` and `ap50_incremental`, in percent."""
+        boxes, present = pad_boxes((self.clip.truth or [])[: len(self.found[0])])
         values = {}
         for name, found in zip(("dense", "incremental"), self.found, strict=True):
             joined = Detections(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-            joined = joined._replace(boxes=joined.boxes * self.scale)
+            joined = joined._replace(boxes=joined.boxes * self.clip.scale)
             value = average_precision(joined, boxes, present).value
             values[f"ap50_{name}"] = 100 * float(value)
         return values

@@ -22,13 +22,11 @@ import dynvid
 from dynvid.models.detection import HEADS
 from dynvid.models.resnet import ResNet50
 from dynvid.models.vgg import VGG16
-from dynvid.weights.onnx import load_onnx
-from dynvid.weights.yolov5 import load_yolov5
-from experiments.bench import DATA, console
+from experiments.bench import console
 from experiments.bench.accuracy import Accuracy
 from experiments.bench.baselines import Onnx
 from experiments.bench.cases import clock, main
-from experiments.bench.networks import network
+from experiments.bench.networks import YOLOX_NANO, load_yolov5n, load_yolox_nano, network
 from experiments.bench.to_onnx import export
 from experiments.bench.videos import pets, unit
 
@@ -115,32 +113,33 @@ def resnet_pets():
 
 def yolov5n_pets():
     """YOLOv5n (COCO), 640x480, PETS (250 frames), theta 15, tau 0.5."""
-    fn, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
-    frames = unit(pets((480, 640), most=250).frames)
-    accuracy = Accuracy(HEADS["yolov5"], params, (480, 640), [768 / 640, 576 / 480] * 2)
-    found = compare(fn, params, frames, threshold=15 / 255, truncation=0.5, keep=accuracy)
+    fn, params = load_yolov5n()
+    clip = pets((480, 640))
+    accuracy = Accuracy(HEADS["yolov5"], params, (480, 640), clip)
+    found = compare(
+        fn, params, unit(clip.frames), threshold=15 / 255, truncation=0.5, keep=accuracy
+    )
     return found | accuracy.result()
 
 
 def yolox_pets():
     """YOLOX-nano (COCO), 416x416 letterboxed, PETS (250 frames), theta 15, tau 0.5."""
-    path = DATA / "weights" / "yolox_nano" / "yolox_nano.onnx"
-    fn, params = load_onnx(path)
-    frames = []
-    for frame in pets((312, 416), most=250).frames:
+    fn, params = load_yolox_nano()
+    clip, frames = pets((312, 416)), []
+    for frame in clip.frames:
         square = np.full((1, 416, 416, 3), 114, np.float32)
         square[:, :312] = frame[..., ::-1]
         frames.append(square)
-    accuracy = Accuracy(HEADS["yolox"], params, (416, 416), [768 / 416] * 4)
+    accuracy = Accuracy(HEADS["yolox"], params, (416, 416), clip)
     found = compare(
-        fn, params, frames, threshold=15.0, truncation=0.5, onnx_path=path, keep=accuracy
+        fn, params, frames, threshold=15.0, truncation=0.5, onnx_path=YOLOX_NANO, keep=accuracy
     )
     return found | accuracy.result()
 
 
 def streams():
     """YOLOv5n, 640x480, theta 15, tau 0.5: one stream against eight on one step, by stream."""
-    fn, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
+    fn, params = load_yolov5n()
     frames = unit(pets((480, 640), most=100).frames)
     results = {}
     for count in (1, 8):

@@ -20,10 +20,9 @@ from dynvid.ops.difference import changed_pixels
 from dynvid.systems.dyncnn import dyncnn
 from dynvid.types import VideoFunction
 from dynvid.weights.caffe import load_ssd512
-from dynvid.weights.onnx import load_onnx
-from dynvid.weights.yolov5 import load_yolov5
-from experiments.bench import DATA, console
-from experiments.bench.accuracy import CLASSES, SCORE, of_classes
+from experiments.bench import console
+from experiments.bench.accuracy import SCORE, class_indices, of_classes
+from experiments.bench.networks import load_yolov5n, load_yolox_nano
 from experiments.bench.videos import Clip
 
 TRUNCATION = 0.7
@@ -60,8 +59,8 @@ class Detector:
 
 def yolov5n() -> Detector:
     """YOLOv5n, trained on COCO, at 640x480."""
-    network, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
-    size, classes = (480, 640), _indices(COCO_CLASSES)
+    network, params = load_yolov5n()
+    size, classes = (480, 640), class_indices(COCO_CLASSES)
     columns = np.array(classes) + 5
 
     def scores(outputs: Any) -> jax.Array:
@@ -82,17 +81,13 @@ def yolov5n() -> Detector:
 def ssd512(path: pathlib.Path) -> Detector:
     """The released SSD512, trained on Pascal VOC."""
     network, params = load_ssd512(path)
-    classes = _indices(ssd.VOC_CLASSES)
+    classes = class_indices(ssd.VOC_CLASSES)
     columns = np.array(classes) + 1
     return Detector(
         "SSD512", (ssd.SIZE, ssd.SIZE), lambda p, x: network(p, ssd.ssd_preprocess(x)), params,
         classes, lambda outputs: ssd.decode_ssd(*outputs),
         lambda outputs: jax.nn.softmax(outputs[1], -1)[..., columns],
     )  # fmt: skip
-
-
-def _indices(names: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(names.index(name) for name in CLASSES)
 
 
 def schemes(fn: Callable[[Any, jax.Array], Any]) -> dict[str, VideoFunction]:
@@ -188,7 +183,7 @@ def second_detector(clip: Clip) -> GroundTruth:
     It sees the same frames, letterboxed to 416x416; on PETS its average precision is four points
     above YOLOv5n's.
     """
-    network, params = load_onnx(DATA / "weights" / "yolox_nano" / "yolox_nano.onnx")
+    network, params = load_yolox_nano()
     head, shape = HEADS["yolox"], clip.frames[0].shape[1:3]
     geometry = head.letterbox((shape[0], shape[1]))
     network = head.on_frames(network, geometry)
@@ -199,7 +194,7 @@ def second_detector(clip: Clip) -> GroundTruth:
             params, network(params, frames), size=geometry.network_size, score_threshold=0.5,
             iou_threshold=0.45,
         )  # fmt: skip
-        return of_classes(geometry.to_frame(found), _indices(COCO_CLASSES))
+        return of_classes(geometry.to_frame(found), class_indices(COCO_CLASSES))
 
     shown = track(clip.frames, f"{clip.name}, YOLOX-nano", console=console, transient=True)
     parts = [jax.device_get(judge(frame)) for frame in shown]

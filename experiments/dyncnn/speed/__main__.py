@@ -28,10 +28,10 @@ from dynvid.ops.difference import changed_pixels
 from dynvid.ops.masks import stencil
 from dynvid.systems.dyncnn import dyncnn
 from dynvid.video.synthetic import render, synthetic_scene
-from dynvid.weights.yolov5 import load_yolov5
-from experiments.bench import DATA, console
+from experiments.bench import console
 from experiments.bench.baselines import Onnx
 from experiments.bench.cases import clock, main
+from experiments.bench.networks import load_yolov5n
 from experiments.bench.results import read_json
 from experiments.bench.to_onnx import export
 from experiments.bench.videos import pets, unit
@@ -197,11 +197,11 @@ def visits():
 
 def yolov5n():
     """YOLOv5n (COCO), 640x480, PETS, with the settings tuned by experiments.dyncnn.pets."""
-    fn, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
+    fn, params = load_yolov5n()
     settings = read_json(HERE.parent / "pets" / "settings.json")
     options = {"threshold": settings["threshold"] / 255, "truncation": settings["truncation"]}
     videos = {"incremental": dynvid.incremental(fn, **options)}
-    return race(fn, params, unit(pets((480, 640), most=250).frames), videos)
+    return race(fn, params, unit(pets((480, 640)).frames), videos)
 
 
 CASES = {f.__name__: f for f in (ssd512, groups, still, visits, yolov5n)}
