@@ -11,11 +11,11 @@ from rich.progress import track
 import dynvid
 from dynvid.coding.container import LabelCoder
 from dynvid.systems.ifmdc import Settings, header_of, ifmdc
+from experiments.bench import console
 from experiments.ifmdc.rate_accuracy.curves import BLOCKS, PAPER, clip_of, row_of, short
 from experiments.ifmdc.rate_accuracy.methods import GOP, code_ifmdc
 from experiments.ifmdc.rate_accuracy.results import Results
 from experiments.ifmdc.rate_accuracy.subjects import Subject
-from experiments.incremental_speed.run import console
 
 FRONTS = {"theta 15, tau 0.5": (15, 0.5), "theta 10, tau 0.2": (10, 0.2)}
 """Thresholds, of 255, and truncations, relative to a layer's root mean square."""

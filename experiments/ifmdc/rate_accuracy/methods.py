@@ -12,8 +12,8 @@ from dynvid.coding.entropy import zero_order_entropy
 from dynvid.coding.hevc import HevcPacket, decode_hevc, encode_hevc, quilt, tile, unquilt, untile
 from dynvid.coding.lightweight import encode_lightweight
 from dynvid.systems.ifmdc import Settings, header_of, ifmdc
+from experiments.bench import console
 from experiments.ifmdc.rate_accuracy.subjects import EVERY, Subject
-from experiments.incremental_speed.run import console
 
 GOP = 15
 STAGES: dict[str, Stage] = {"R1": "fixed", "R2": "huffman", "R3": "arithmetic"}

@@ -11,11 +11,11 @@ import numpy as np
 from dynvid.coding.container import LabelCoder
 from dynvid.coding.hevc import encode_hevc, tile
 from dynvid.systems.ifmdc import Settings, header_of, ifmdc
+from experiments.bench import console
 from experiments.ifmdc.rate_accuracy.curves import BLOCKS, clip_of
 from experiments.ifmdc.rate_accuracy.methods import GOP, STAGES, Range
 from experiments.ifmdc.rate_accuracy.results import Results
 from experiments.ifmdc.rate_accuracy.subjects import Subject
-from experiments.incremental_speed.run import console
 
 ROUNDS = 5
 """Each of one GOP; the first of a contestant is not counted."""
