@@ -3,11 +3,10 @@
 from dynvid.systems.ifmdc.codec import (
     CodecState,
     FeatureCodec,
-    Settings,
     Symbols,
-    clip_range,
     ifmdc,
 )
+from dynvid.systems.ifmdc.settings import Settings, clip_range
 from dynvid.systems.ifmdc.stream import (
     FeatureReader,
     Features,

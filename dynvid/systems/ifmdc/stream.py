@@ -9,7 +9,8 @@ import numpy as np
 
 from dynvid.coding.container import BitstreamReader, BitstreamWriter, Header, Stage
 from dynvid.coding.errors import BitstreamError
-from dynvid.systems.ifmdc.codec import Settings, Symbols, ifmdc
+from dynvid.systems.ifmdc.codec import Symbols, ifmdc
+from dynvid.systems.ifmdc.settings import Settings
 
 
 class FeatureWriter:
