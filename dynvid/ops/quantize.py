@@ -17,9 +17,9 @@ def uniform_quantize(
     is IFMDC's Eq. 5, with `+A` where the paper prints `-A` (which shifts every label by `k - 1`).
 
     Args:
-      values: `[...]`, floating, in the unit of `low` and `high`.
-      low: the value of label 0; a number, or what broadcasts against `values`.
-      high: the value of label `levels - 1`, above `low`.
+      values: `float[...]`, in the unit of `low` and `high`.
+      low: The value of label 0; a number, or what broadcasts against `values`.
+      high: The value of label `levels - 1`, above `low`.
       levels: k, at least 2.
 
     Returns:
@@ -27,7 +27,7 @@ def uniform_quantize(
       NaN takes some label.
 
     Raises:
-      ValueError: fewer than 2 levels.
+      ValueError: Fewer than 2 levels.
 
     Approximate because it rounds: half a step, `(high - low) / (k - 1) / 2`, within the range.
 
@@ -50,15 +50,15 @@ def uniform_dequantize(
 
     Args:
       labels: `int[...]` of 0 .. `levels - 1`.
-      low: the value of label 0; a number, or what broadcasts against `labels`.
-      high: the value of label `levels - 1`.
+      low: The value of label 0; a number, or what broadcasts against `labels`.
+      high: The value of label `levels - 1`.
       levels: k, at least 2.
 
     Returns:
       `float32[...]`.
 
     Raises:
-      ValueError: fewer than 2 levels.
+      ValueError: Fewer than 2 levels.
 
     >>> uniform_dequantize(jnp.array([0, 1, 4]), low=-2, high=2, levels=5)
     Array([-2., -1.,  2.], dtype=float32)
@@ -133,4 +133,4 @@ def integrate_residual(
 
 def _check_levels(levels: int) -> None:
     if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
+        raise ValueError(f"levels must be at least 2; got {levels}")

@@ -18,9 +18,9 @@ class Tokens(NamedTuple):
     """Literals and runs in order; what lies beyond `count` is zero.
 
     Attributes:
-      labels: what each token repeats, `int32[n]`.
-      lengths: how often, `int32[n]`: 1 for a literal, at least 1 for a run of N.
-      count: how many tokens there are, `int32[]`.
+      labels: What each token repeats, `int32[n]`.
+      lengths: How often, `int32[n]`: 1 for a literal, at least 1 for a run of N.
+      count: How many tokens there are, `int32[]`.
     """
 
     labels: jax.Array
@@ -64,8 +64,8 @@ def run_length_labels(tokens: Tokens, *, size: int) -> jax.Array:
     """Writes tokens out as labels again, the inverse of `run_length_tokens`.
 
     Args:
-      tokens: whose lengths sum to `size`.
-      size: the number of labels.
+      tokens: Whose lengths sum to `size`.
+      size: The number of labels.
 
     Returns:
       `int32[size]`.
@@ -84,7 +84,7 @@ def run_length_bits(tokens: Tokens, *, run_label: int, label_bits: int) -> jax.A
     them perhaps in part: longer runs are split.
 
     Args:
-      tokens: what `run_length_tokens` returns.
+      tokens: What `run_length_tokens` returns.
       run_label: N.
       label_bits: w, the bits of a label, `ceil(log2 k)`.
 
@@ -113,7 +113,7 @@ def best_run_bits(tokens: Tokens, *, run_label: int, label_bits: int) -> jax.Arr
     """Chooses the width of the run field that makes the code shortest.
 
     Args:
-      tokens: what `run_length_tokens` returns.
+      tokens: What `run_length_tokens` returns.
       run_label: N.
       label_bits: w, the bits of a label.
 

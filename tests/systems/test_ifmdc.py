@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import io
 from typing import Any
 
@@ -36,10 +37,15 @@ def walk(frames, *, seed=0, shape=SHAPE, speed=0.4):
         yield jnp.asarray(x, jnp.float32)
 
 
+def steps(codec):
+    """`encode(state, features, mask)` and `decode(state, symbols)`."""
+    return tuple(functools.partial(end.step, ()) for end in (codec.encoder, codec.decoder))
+
+
 def run(codec, features, change=None, *, shape=SHAPE):
     """Yields the feature, the encoder's state, symbols, the decoder's state, reconstruction."""
-    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    here = there = codec.init(shape)
+    encode, decode = steps(codec)
+    here = there = codec.blank(shape)
     for feature in features:
         here, symbols = encode(here, feature, change)
         there, reconstruction = decode(there, symbols)
@@ -121,12 +127,12 @@ def test_both_ends_hold_the_same_after_ten_thousand_frames():
         def one(carry, key):
             here, there, x = carry
             x = 0.98 * x + 0.4 * jax.random.normal(key, SHAPE)
-            here, symbols = codec.encode(here, x)
-            there, reconstruction = codec.decode(there, symbols)
+            here, symbols = codec.encoder.step((), here, x)
+            there, reconstruction = codec.decoder.step((), there, symbols)
             error = jnp.max(jnp.abs(jnp.clip(x, -2, 4) - reconstruction))
             return (here, there, x), (jnp.all(here.level == there.level), error, symbols.is_key)
 
-        start = (codec.init(SHAPE), codec.init(SHAPE), jnp.zeros(SHAPE))
+        start = (codec.blank(SHAPE), codec.blank(SHAPE), jnp.zeros(SHAPE))
         return lax.scan(one, start, jax.random.split(key, 10_000))
 
     (here, there, _), (same, errors, keys) = go(jax.random.key(0))
@@ -160,7 +166,7 @@ def test_n_is_the_most_frequent_label():
 
 
 def test_even_levels_are_refused_with_the_reason():
-    with pytest.raises(ValueError, match=r"levels must be odd.*got 8.*no label for a residual"):
+    with pytest.raises(ValueError, match=r"levels must be odd.*; got 8.*no label for a residual"):
         Settings(low=0.0, high=1.0, levels=8)
 
 
@@ -169,16 +175,17 @@ def test_even_levels_are_refused_with_the_reason():
     [
         ({"levels": 1}, "levels must be odd and of 3"),
         ({"key_levels": 1}, "key_levels must be of 2"),
-        ({"group_of_pictures": 0}, "group_of_pictures must be at least 1"),
+        ({"group_of_pictures": 0}, "group_of_pictures must be of 1 .. 2.32 - 1; got 0"),
+        ({"group_of_pictures": 1 << 32}, "group_of_pictures must be of 1 .. 2.32 - 1"),
         ({"scan": "whc"}, "scan must be"),
         ({"residual_divisor": 0}, "residual_divisor must be at least 1"),
         ({"dead_zone": 0.4}, "dead_zone must be 0.5"),
         ({"dead_zone": float("nan")}, "dead_zone must be 0.5"),
         ({"key_dead_zone": 0.4}, "key_dead_zone must be 0.5"),
         ({"key_dead_zone": float("inf")}, "key_dead_zone must be 0.5"),
-        ({"block": 0}, "block must be of 1 .. 16, got 0"),
-        ({"block": 17}, "block must be of 1 .. 16, got 17"),
-        ({"block": 2, "key_levels": 8}, "key_levels must be odd where block is more than 1, got 8"),
+        ({"block": 0}, "block must be of 1 .. 16; got 0"),
+        ({"block": 17}, "block must be of 1 .. 16; got 17"),
+        ({"block": 2, "key_levels": 8}, "key_levels must be odd where block is more than 1; got 8"),
         ({"low": 1.0}, "low must be below high"),
         ({"low": float("nan")}, "low must be below high"),
         ({"low": -3e38, "high": 3e38}, "low must be below high"),
@@ -195,31 +202,35 @@ def test_settings_that_cannot_be(options, message):
 
 def test_what_does_not_fit_the_state():
     codec = ifmdc(Settings(low=(0.0, 0.0), high=(1.0, 2.0)))
-    with pytest.raises(ValueError, match=r"shape must be \(streams, h, w, 2\)"):
-        codec.init((1, 2, 3, 4))
-    state = codec.init((1, 2, 3, 2))
-    with pytest.raises(ValueError, match="feature must be floating"):
-        codec.encode(state, jnp.zeros((1, 2, 3, 3)))
-    with pytest.raises(ValueError, match="change must be bool"):
-        codec.encode(state, jnp.zeros((1, 2, 3, 2)), jnp.zeros((1, 2, 3)))
+    with pytest.raises(
+        ValueError, match=r"features must be \(streams, h, w, 2\); got shape \(1, 2, 3, 4\)"
+    ):
+        codec.blank((1, 2, 3, 4))
+    state = codec.blank((1, 2, 3, 2))
+    with pytest.raises(ValueError, match="features must be floating"):
+        codec.encoder.step((), state, jnp.zeros((1, 2, 3, 3)))
+    with pytest.raises(ValueError, match=r"mask must be bool\[1, 2, 3\]; got float32"):
+        codec.encoder.step((), state, jnp.zeros((1, 2, 3, 2)), jnp.zeros((1, 2, 3)))
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 8, 2), (1, 8, 6, 2)])
 def test_a_map_that_blocks_do_not_divide(shape):
     with pytest.raises(
-        ValueError, match=f"block=4 must divide height and width, got {shape[1]} x {shape[2]}"
+        ValueError, match=f"block must divide height and width, {shape[1]} x {shape[2]}; got 4"
     ):
-        ifmdc(Settings(low=0.0, high=1.0, block=4)).init(shape)
+        ifmdc(Settings(low=0.0, high=1.0, block=4)).blank(shape)
 
 
 def test_what_does_not_fit_the_state_of_blocks():
     codec = ifmdc(Settings(low=0.0, high=1.0, block=2))
-    state = codec.init((1, 4, 6, 2))
+    state = codec.blank((1, 4, 6, 2))
     assert state.level.shape == (1, 2, 3, 8)
-    with pytest.raises(ValueError, match=r"feature must be floating \(1, 4, 6, 2\)"):
-        codec.encode(state, jnp.zeros((1, 2, 3, 8)))
-    with pytest.raises(ValueError, match=r"change must be bool \(1, 4, 6\)"):
-        codec.encode(state, jnp.zeros((1, 4, 6, 2)), jnp.zeros((1, 2, 3), bool))
+    with pytest.raises(
+        ValueError, match=r"features must be floating as in the state, \(1, 4, 6, 2\)"
+    ):
+        codec.encoder.step((), state, jnp.zeros((1, 2, 3, 8)))
+    with pytest.raises(ValueError, match=r"mask must be bool\[1, 4, 6\]; got bool\[1, 2, 3\]"):
+        codec.encoder.step((), state, jnp.zeros((1, 4, 6, 2)), jnp.zeros((1, 2, 3), bool))
 
 
 def test_a_range_for_each_channel():
@@ -348,11 +359,11 @@ def test_the_nearest_to_zero_stays_where_zero_is_out_of_range(block):
 def test_what_is_masked_out_keeps_its_level_and_all_else_is_coded_alike(block):
     shape = (2, 15 * block, 17 * block, 3)  # more positions, or blocks, than a chunk
     codec = ifmdc(Settings(low=-2.0, high=4.0, levels=33, block=block))
-    encode = jax.jit(codec.encode)
+    encode, _ = steps(codec)
     first, second = walk(2, shape=shape, speed=1.0)
     # A key frame is whole, whatever the mask says.
-    state, _ = encode(codec.init(shape), first, jnp.zeros(shape[:3], bool))
-    whole, _ = encode(codec.init(shape), first)
+    state, _ = encode(codec.blank(shape), first, jnp.zeros(shape[:3], bool))
+    whole, _ = encode(codec.blank(shape), first)
     np.testing.assert_array_equal(state.level, whole.level)
     dense, expected = encode(state, second)
     # One chunk exactly, one block more, all.
@@ -400,8 +411,8 @@ def test_what_exceeds_the_residual_range_waits_for_the_mask_or_a_key_frame(block
         )
     )
     marked = [True, True, False, False, True, False, False, False]
-    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    here = there = codec.init(shape)
+    encode, decode = steps(codec)
+    here = there = codec.blank(shape)
     means = []
     for n, mark in enumerate(marked):
         feature = jnp.full(shape, 0.0 if n == 0 else 8.0)
@@ -417,8 +428,8 @@ def test_what_exceeds_the_residual_range_waits_for_the_mask_or_a_key_frame(block
 @pytest.mark.parametrize("block", [1, 4])
 def test_a_lost_frame_is_noticed_and_repaired_at_the_next_key_frame(block):
     codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=6, block=block))
-    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    here = there = codec.init(BLOCKY)
+    encode, decode = steps(codec)
+    here = there = codec.blank(BLOCKY)
     for n, feature in enumerate(walk(14, shape=BLOCKY)):
         here, symbols = encode(here, feature)
         if n == 3:
@@ -435,8 +446,8 @@ def test_a_lost_frame_is_noticed_and_repaired_at_the_next_key_frame(block):
 
 def test_a_decoder_that_starts_late_waits_for_a_key_frame():
     codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=6))
-    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    here = there = codec.init(SHAPE)
+    encode, decode = steps(codec)
+    here = there = codec.blank(SHAPE)
     for n, feature in enumerate(walk(9)):
         here, symbols = encode(here, feature)
         if n >= 2:
@@ -453,8 +464,8 @@ def test_a_corrupted_packet_is_repaired_at_the_next_key_frame(stage, block):
     codec = ifmdc(settings)
     file = io.BytesIO()
     writer = BitstreamWriter(file, header_of(settings, shape=BLOCKY, stage=stage))
-    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    here = codec.init(BLOCKY)
+    encode, decode = steps(codec)
+    here = codec.blank(BLOCKY)
     levels, starts = [], []
     for feature in walk(12, shape=BLOCKY):
         here, symbols = encode(here, feature)
@@ -465,7 +476,7 @@ def test_a_corrupted_packet_is_repaired_at_the_next_key_frame(stage, block):
     data = bytearray(file.getvalue())
     data[starts[6] + 14] ^= 16  # in the payload of frame 6
 
-    there = codec.init(BLOCKY)
+    there = codec.blank(BLOCKY)
     seen = []
     for frame in BitstreamReader(io.BytesIO(bytes(data)), skip_damaged=True):
         symbols = Symbols(*map(jnp.asarray, (frame.labels, frame.is_key, frame.number)))
@@ -501,7 +512,7 @@ def test_a_file_gives_back_what_the_encoder_holds(block):
         scanned = dataclasses.replace(settings, scan=scan)
         file = io.BytesIO()
         writer = FeatureWriter(file, scanned, shape=BLOCKY, stage=stage)
-        sizes = [writer.write(feature, change=change)[0] for feature in features]
+        sizes = [writer.write(feature, mask=change)[0] for feature in features]
         writer.close()
         reader = FeatureReader(io.BytesIO(file.getvalue()))
         assert reader.header == header_of(scanned, shape=BLOCKY, stage=stage)

@@ -22,28 +22,28 @@ class Settings:
     """What encoder and decoder agree on, and how the encoder chooses.
 
     Attributes:
-      low: the least feature value that is kept; one number, or one a channel.
-      high: the largest; A is `high - low`.
+      low: The least feature value that is kept; one number, or one a channel.
+      high: The largest; A is `high - low`.
       levels: k, the labels of a residual: odd, 3 or more.
       key_levels: k_key, the labels of a key frame; None takes `levels`.
       group_of_pictures: T, from key frame to key frame.
-      scan: the order of labels in run-length tokens: channel by channel as in Darknet, or
+      scan: The order of labels in run-length tokens: channel by channel as in Darknet, or
         position by position.
-      residual_divisor: residuals are quantised over `-B .. B`, `B = A / residual_divisor`; 1 is the
+      residual_divisor: Residuals are quantised over `-B .. B`, `B = A / residual_divisor`; 1 is the
         paper's. More makes steps finer at equal k; what exceeds B waits for the next frame, and
         where a mask says what changed, until the position is marked again or for a key frame.
-      dead_zone: in residual steps, 0.5 or more: what moved by less counts as unchanged. 0.5 is the
+      dead_zone: In residual steps, 0.5 or more: what moved by less counts as unchanged. 0.5 is the
         paper's quantiser. The decoder need not know.
-      block: side of the square blocks whose discrete cosine transform is coded, a divisor of the
+      block: Side of the square blocks whose discrete cosine transform is coded, a divisor of the
         map's height and width; 1 codes values, as the paper does. With more, `A = 2 b max |f - z|`
         of the clipped features is what coefficients of `f - z` span, all of them around zero, z
         being the kept value that is nearest to zero; k and k_key count steps of a block's mean,
         those of the first other frequencies are 4/3 of it, of all higher ones 5/3; and k_key must
         be odd.
-      key_dead_zone: as `dead_zone`, of coefficients in key frames other than a block's mean.
+      key_dead_zone: As `dead_zone`, of coefficients in key frames other than a block's mean.
 
     Raises:
-      ValueError: an option is not what it has to be.
+      ValueError: An option is not what it has to be.
 
     >>> settings = Settings(low=-1.0, high=3.0, levels=9)
     >>> settings.grid, settings.residual_step, settings.key_step
@@ -51,7 +51,7 @@ class Settings:
     >>> Settings(low=-1.0, high=3.0, levels=8)
     Traceback (most recent call last):
     ...
-    ValueError: levels must be odd and of 3 .. 4097, got 8: an even number has no label for a
+    ValueError: levels must be odd and of 3 .. 4097; got 8: an even number has no label for a
     residual of zero, and a still feature map would flicker by a whole step
     """
 
@@ -69,7 +69,7 @@ class Settings:
     def __post_init__(self):
         if self.levels % 2 == 0 or not 3 <= self.levels <= _MOST_LEVELS:
             raise ValueError(
-                f"levels must be odd and of 3 .. {_MOST_LEVELS}, got {self.levels}"
+                f"levels must be odd and of 3 .. {_MOST_LEVELS}; got {self.levels}"
                 + (
                     ": an even number has no label for a residual of zero, and a still feature map "
                     "would flicker by a whole step"
@@ -78,35 +78,37 @@ class Settings:
                 )
             )
         if self.key_levels is not None and not 2 <= self.key_levels <= _MOST_LEVELS:
-            raise ValueError(f"key_levels must be of 2 .. {_MOST_LEVELS}, got {self.key_levels}")
-        if self.group_of_pictures < 1:
-            raise ValueError(f"group_of_pictures must be at least 1, got {self.group_of_pictures}")
+            raise ValueError(f"key_levels must be of 2 .. {_MOST_LEVELS}; got {self.key_levels}")
+        if not 1 <= self.group_of_pictures < 1 << 32:
+            raise ValueError(
+                f"group_of_pictures must be of 1 .. 2^32 - 1; got {self.group_of_pictures}"
+            )
         if self.scan not in ("chw", "hwc"):
-            raise ValueError(f"scan must be 'chw' or 'hwc', got {self.scan!r}")
+            raise ValueError(f"scan must be 'chw' or 'hwc'; got {self.scan!r}")
         if self.residual_divisor < 1:
-            raise ValueError(f"residual_divisor must be at least 1, got {self.residual_divisor}")
+            raise ValueError(f"residual_divisor must be at least 1; got {self.residual_divisor}")
         for name in ("dead_zone", "key_dead_zone"):
             if not 0.5 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0.5 steps or more, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be 0.5 steps or more; got {getattr(self, name)}")
         if not 1 <= self.block <= _MOST_BLOCK:
-            raise ValueError(f"block must be of 1 .. {_MOST_BLOCK}, got {self.block}")
+            raise ValueError(f"block must be of 1 .. {_MOST_BLOCK}; got {self.block}")
         if self.block > 1 and self.labels_of_key % 2 == 0:
             raise ValueError(
-                f"key_levels must be odd where block is more than 1, got {self.labels_of_key}: "
+                f"key_levels must be odd where block is more than 1; got {self.labels_of_key}: "
                 "most coefficients are zero, for which an even number has no label"
             )
         # As the file stores them, so that both ends compute with the same numbers.
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
         if low.shape != high.shape or low.ndim > 1:
             raise ValueError(
-                f"low and high must both be numbers or one a channel, got shapes {low.shape} and "
+                f"low and high must both be numbers or one a channel; got shapes {low.shape} and "
                 f"{high.shape}"
             )
         # Beyond, the grid levels of a unit, or what coefficients span, are no float32 any more.
         width = high.astype(np.float64) - low
         if not np.all((low < high) & (width > 2.0**-100) & (width < 2.0**120)):
             raise ValueError(
-                "low must be below high and both finite, 2^-100 to 2^120 apart, got "
+                "low must be below high and both finite, 2^-100 to 2^120 apart; got "
                 f"{self.low}, {self.high}"
             )
         for name, value in (("low", low), ("high", high)):
@@ -163,15 +165,15 @@ def clip_range(
     """Chooses `low` and `high` from calibration features: two percentiles of their values.
 
     Args:
-      features: `[..., c]`, floating.
-      percentiles: of the lower and the upper end, in percent.
+      features: `(..., c)`, floating.
+      percentiles: Of the lower and the upper end, in percent.
       by_channel: a range for each channel instead of one for all.
 
     Returns:
       `low` and `high`: numbers, or one number a channel.
 
     Raises:
-      ValueError: the range is empty, as of a feature map (or a channel) that is constant.
+      ValueError: The range is empty, as of a feature map (or a channel) that is constant.
 
     >>> clip_range(np.arange(1001.0)[:, None])
     (1.0, 999.0)

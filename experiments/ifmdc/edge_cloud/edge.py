@@ -200,9 +200,9 @@ class Encoder:
         self._codec = codec
         self._video: VideoFunction | None = None
         self._video_state: Any = None
-        self._codec_state = codec.init(network.feature.shape)
+        self._codec_state = codec.blank(network.feature.shape)
         # Two programs, so that each can be timed.
-        self._quantise = jax.jit(codec.encode, donate_argnums=0)
+        self._quantise = jax.jit(codec.encoder.step, donate_argnums=1)
         if incremental:
             video = dynvid.incremental(network.front, threshold=threshold, truncation=truncation)
             self._video = video._replace(step=jax.jit(video.step, donate_argnums=1))
@@ -211,7 +211,7 @@ class Encoder:
 
     def restart(self) -> None:
         """Makes the next frame a key frame, number 0; an incremental front keeps its caches."""
-        self._codec_state = self._codec.init(self._network.feature.shape)
+        self._codec_state = self._codec.blank(self._network.feature.shape)
 
     def warm_up(self, frame: np.ndarray) -> None:
         """Compiles for frames of this size."""
@@ -223,7 +223,7 @@ class Encoder:
         start = time.monotonic()
         feature, change = jax.block_until_ready(self._features(jnp.asarray(frame)[None]))
         reached = time.monotonic()
-        self._codec_state, symbols = self._quantise(self._codec_state, feature, change)
+        self._codec_state, symbols = self._quantise((), self._codec_state, feature, change)
         labels, is_key = np.asarray(symbols.labels), bool(symbols.is_key)
         return Encoded(labels, is_key, reached - start, time.monotonic() - reached)
 

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from rich.progress import track
 
@@ -81,8 +80,8 @@ def code_ifmdc(
     features = subject.features if features is None else features
     codec, shape = ifmdc(settings), (1, *features.shape[1:])
     # One program for both ends: the decoder's state is a copy of its own.
-    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    near = far = codec.init(shape)
+    encode, decode = codec.encoder.step, codec.decoder.step
+    near = far = codec.blank(shape)
     coders = {
         stage: LabelCoder(header_of(settings, shape=shape, stage=STAGES[stage])) for stage in stages
     }
@@ -98,8 +97,8 @@ def code_ifmdc(
             # Key frames are whole whatever the mask is.
             moved = clipped if last is None else clipped - last
             mask = (np.sqrt(np.mean(np.square(moved / width), -1))[None] >= skip,)
-        near, symbols = encode(near, feature[None], *mask)
-        far, decoded = decode(far, symbols)
+        near, symbols = encode((), near, feature[None], *mask)
+        far, decoded = decode((), far, symbols)
         last = found[i] = np.asarray(decoded[0])
         labels, is_key = np.asarray(symbols.labels), bool(symbols.is_key)
         predicted.append(not is_key)
