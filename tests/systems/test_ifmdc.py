@@ -10,6 +10,7 @@ import pytest
 import scipy.fft
 from jax import lax
 
+import dynvid
 from dynvid.coding.container import BitstreamReader, BitstreamWriter
 from dynvid.ops.block_transform import frequency_order
 from dynvid.ops.run_length import run_length_tokens
@@ -487,6 +488,190 @@ def test_a_corrupted_packet_is_repaired_at_the_next_key_frame(stage, block):
     assert seen == [0, 1, 2, 3, 4, 5, 10, 11]
 
 
+# ---- the protocol
+
+
+OPTIONS = [
+    {},
+    {"levels": 5, "residual_divisor": 3, "key_levels": 17, "dead_zone": 0.8},
+    {"block": 2, "levels": 33, "key_levels": 17, "key_dead_zone": 0.6},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_init_is_a_step_from_blank(options):
+    codec = ifmdc(Settings(**({"low": -2.0, "high": 4.0} | options)))
+    (features,) = walk(1, shape=BLOCKY)
+    started = codec.encoder.init((), features)
+    stepped = codec.encoder.step((), codec.blank(BLOCKY), features)
+    jax.tree.map(np.testing.assert_array_equal, started, stepped)
+    symbols = started[1]
+    assert symbols.is_key
+    started = codec.decoder.init((), symbols)
+    stepped = codec.decoder.step((), codec.blank(BLOCKY), symbols)
+    jax.tree.map(np.testing.assert_array_equal, started, stepped)
+    # Before its first key frame a decoder shows what is nearest to zero, or the lower end.
+    late, shown = codec.decoder.init((), symbols._replace(is_key=jnp.zeros((), bool)))
+    assert not late.intact
+    np.testing.assert_array_equal(shown, 0.0 if codec.settings.block > 1 else -2.0)
+
+
+def test_a_decoder_takes_no_mask_and_no_other_labels():
+    codec = ifmdc(Settings(low=-2.0, high=4.0))
+    state, symbols = codec.encoder.init((), next(walk(1)))
+    state, _ = codec.decoder.init((), symbols)
+    with pytest.raises(ValueError, match=r"mask must be None, .*; got bool\[2, 5, 6\]"):
+        codec.decoder.step((), state, symbols, jnp.ones(SHAPE[:3], bool))
+    for labels in (symbols.labels[:1], symbols.labels.astype(jnp.float32)):
+        with pytest.raises(ValueError, match=r"symbols.labels must be integers .*\(2, 5, 6, 3\)"):
+            codec.decoder.step((), state, symbols._replace(labels=labels))
+
+
+def test_equal_settings_share_their_executables():
+    settings = {"low": -2.0, "high": 4.0, "levels": 11}
+    assert ifmdc(Settings(**settings)) is ifmdc(Settings(**settings))
+    assert ifmdc(Settings(**settings)) is not ifmdc(Settings(**settings, dead_zone=0.6))
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_work_counts_labels_and_the_transform(block):
+    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=4, block=block))
+    encode, decode = steps(codec)
+    here = there = codec.blank(BLOCKY)
+    _, height, width, channels = BLOCKY
+    dense = height * width * channels * block**2 if block > 1 else 0
+    rng = np.random.default_rng(0)
+    for n, features in enumerate(walk(9, shape=BLOCKY)):
+        mask = rng.random(BLOCKY[:3]) < 0.1 if n in (2, 3, 4) else None
+        here, symbols = encode(here, features, mask)
+        labels = np.asarray(symbols.labels)
+        coded = (labels != codec.settings.run_label) | (n % 4 == 0)
+        marked = np.ones(labels.shape[:3], bool)
+        if mask is not None and n != 4:  # a key frame is whole
+            shape = (2, height // block, block, width // block, block)
+            marked = mask.reshape(shape).any((2, 4))
+        lost = n in (5, 6, 7)  # 5 never arrives
+        before = there
+        there, _ = decode(there, symbols) if n != 5 else (there, None)
+        for state in (here, there) if n != 5 else (here,):
+            work = state.work
+            ignored = state is there and lost
+            counts = np.zeros(2) if ignored else coded.sum((1, 2, 3))
+            shares = np.zeros(2) if ignored else coded.any(-1).mean((1, 2))
+            done = marked if state is here else np.ones_like(marked)
+            np.testing.assert_array_equal(work.details["nonzero"], counts)
+            np.testing.assert_allclose(work.changed, shares, rtol=1e-6)
+            np.testing.assert_allclose(work.macs, dense * done.mean((1, 2)), rtol=1e-6)
+            np.testing.assert_array_equal(work.dense_macs, [dense, dense])
+            assert work.details["is_key"] == (n % 4 == 0)
+        assert jax.tree.structure(there) == jax.tree.structure(before)
+        assert n == 0 or 0 < coded.mean() < 1 or n % 4 == 0
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_stream_that_joins_begins_with_a_key_frame_of_all(block):
+    codec = ifmdc(
+        Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=50, block=block, key_levels=9)
+    )
+    encode, decode = steps(codec)
+    joined = jax.jit(dynvid.replace_streams)
+    here = there = codec.blank(BLOCKY)
+    newcomer = walk(120, shape=(1, *BLOCKY[1:]), seed=7)
+    keys = []
+    for n, features in enumerate(walk(120, shape=BLOCKY)):
+        if n in (7, 23, 60, 61):
+            which = jnp.array([False, True]) if n < 60 else jnp.array([True, True])
+            first = next(newcomer)
+            features = jnp.where(which[:, None, None, None], first, features)
+            # What is put in does not matter, nor that a decoder is told.
+            other = codec.blank((1, *BLOCKY[1:])) if n == 7 else codec.encoder.init((), first)[0]
+            here = joined(here, other, which)
+            assert not here.intact
+            if n == 23:
+                there = joined(there, codec.blank(BLOCKY), which)
+        elif n == 40:  # nobody joins: nothing changes
+            here = joined(here, codec.blank(BLOCKY), jnp.zeros(2, bool))
+        here, symbols = encode(here, features)
+        there, reconstruction = decode(there, symbols)
+        assert there.intact
+        np.testing.assert_array_equal(here.level, there.level)
+        if block == 1:
+            error = np.abs(np.clip(features, -2, 4) - reconstruction)
+            assert error.max() <= 6 / 8 + 6 * 6 * 2**-23
+        if symbols.is_key:
+            keys.append(n)
+    assert keys == [0, 7, 23, 50, 60, 61, 100]
+
+
+def test_the_streams_that_stay_keep_their_levels_until_the_key_frame():
+    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9))
+    *_, (_, here, *_) = run(codec, walk(5))
+    joined = dynvid.replace_streams(here, codec.blank(SHAPE), jnp.array([True, False]))
+    np.testing.assert_array_equal(joined.level[0], 0)
+    np.testing.assert_array_equal(joined.level[1], here.level[1])
+    assert joined.frame == here.frame == 5
+    assert joined.work.details["nonzero"][1] == here.work.details["nonzero"][1]
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_states_can_be_donated_and_scanned(block):
+    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=6, block=block))
+    features = list(walk(14, shape=BLOCKY))
+    expected = [
+        (symbols, reconstruction)
+        for _, _, symbols, _, reconstruction in run(codec, features, shape=BLOCKY)
+    ]
+    encode, decode = (jax.jit(end.step, donate_argnums=1) for end in (codec.encoder, codec.decoder))
+    # Of blank and of init: no buffer is given twice.
+    here, there = codec.blank(BLOCKY), codec.blank(BLOCKY)
+    states = [codec.encoder.init((), features[0])[0]]
+    states.append(encode((), states[0], features[1])[0])
+    assert states[0].level.is_deleted()
+    for x, (symbols, reconstruction) in zip(features, expected, strict=True):
+        here, found = encode((), here, x)
+        jax.tree.map(np.testing.assert_array_equal, found, symbols)
+        there, shown = decode((), there, found)
+        np.testing.assert_array_equal(shown, reconstruction)
+
+    def one(carry, x):
+        here, there = carry
+        here, symbols = codec.encoder.step((), here, x)
+        there, reconstruction = codec.decoder.step((), there, symbols)
+        return (here, there), (symbols, reconstruction)
+
+    _, found = lax.scan(one, (codec.blank(BLOCKY), codec.blank(BLOCKY)), jnp.stack(features))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected)
+    jax.tree.map(np.testing.assert_array_equal, found, stacked)
+
+
+@pytest.mark.parametrize("start", [2**31 - 3, 2**32 - 3])
+def test_frames_are_numbered_in_thirty_two_unsigned_bits(start):
+    """Number 2^31 is like any other; after 2^32 - 1 comes 0, a key frame."""
+    period = 7  # 2^31 mod 7 = 2, 2^32 mod 7 = 4
+    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=period))
+    encode, decode = steps(codec)
+    here = codec.blank(SHAPE)._replace(frame=jnp.asarray(start, jnp.uint32))
+    there = codec.blank(SHAPE)
+    for n, features in enumerate(walk(20)):
+        number = (start + n) % 2**32
+        here, symbols = encode(here, features)
+        there, _ = decode(there, symbols)
+        assert symbols.frame.dtype == here.frame.dtype == there.frame.dtype == jnp.uint32
+        assert int(symbols.frame) == number
+        assert symbols.is_key == (n == 0 or number % period == 0)
+        assert there.intact
+        np.testing.assert_array_equal(here.level, there.level)
+
+
+def test_the_longest_group():
+    codec = ifmdc(Settings(low=-2.0, high=4.0, group_of_pictures=2**32 - 1))
+    encode, _ = steps(codec)
+    state, _ = encode(codec.blank(SHAPE), next(walk(1)))
+    for number, is_key in ((1, False), (2**31, False), (2**32 - 2, False), (2**32 - 1, True)):
+        at = state._replace(frame=jnp.asarray(number, jnp.uint32))
+        assert encode(at, next(walk(1)))[1].is_key == is_key
+
+
 # ---- files
 
 
@@ -519,6 +704,26 @@ def test_a_file_gives_back_what_the_encoder_holds(block):
         frames = list(reader)
         assert [frame.bits for frame in frames] == [8 * size for size in sizes]
         np.testing.assert_array_equal([frame.map for frame in frames], expected)
+
+
+@pytest.mark.parametrize("first", [2**31 - 3, 2**32 - 12])
+def test_a_reader_decodes_frames_from_two_to_the_thirty_first_on(first):
+    settings = Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=first)
+    codec = ifmdc(settings)
+    file = io.BytesIO()
+    writer = BitstreamWriter(file, header_of(settings, shape=SHAPE))
+    writer._frames = first  # a camera that has run for years
+    here = codec.blank(SHAPE)
+    levels = []
+    for features in walk(8):
+        here, symbols = codec.encoder.step((), here, features)
+        writer.write(np.asarray(symbols.labels), is_key=bool(symbols.is_key))
+        levels.append(np.asarray(here.level))
+    writer.close()
+    frames = list(FeatureReader(io.BytesIO(file.getvalue()), skip_damaged=True))
+    assert [frame.number for frame in frames] == list(range(first, first + 8))
+    for frame, level in zip(frames, levels, strict=True):
+        np.testing.assert_allclose(frame.map, -2 + level * 6 / settings.grid, rtol=0, atol=1e-5)
 
 
 # ---- calibration
