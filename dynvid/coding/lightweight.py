@@ -3,6 +3,7 @@
 Lightweight compression of neural network feature tensors for collaborative intelligence (ICME
 2020): clip, quantise uniformly (`dynvid.ops.quantize.uniform_quantize` does both), write labels in
 truncated unary, code its bins by an adaptive binary arithmetic coder with a context per position.
+`dynvid.ops.quantize.uniform_dequantize` makes values of the decoded labels.
 """
 
 from typing import Any

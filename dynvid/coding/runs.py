@@ -1,8 +1,8 @@
 """N-run-length tokens as bits: rates R1 (fixed fields) and R2 (Huffman-coded run classes).
 
 IFMDC (arXiv 2411.00984), section III, Figure 6; the fields are ours, the paper names none.
-`dynvid.ops.run_length` makes the same tokens inside `jit`; here, on the host, they follow from the
-places of the literals alone.
+`dynvid.ops.run_length` makes and counts the same tokens inside `jit`; here, on the host, they
+follow from the places of the literals alone.
 """
 
 import struct

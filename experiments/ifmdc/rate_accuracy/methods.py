@@ -10,6 +10,7 @@ from dynvid.coding.container import LabelCoder, Stage
 from dynvid.coding.entropy import zero_order_entropy
 from dynvid.coding.hevc import HevcPacket, decode_hevc, encode_hevc, quilt, tile, unquilt, untile
 from dynvid.coding.lightweight import encode_lightweight
+from dynvid.ops.quantize import uniform_dequantize, uniform_quantize
 from dynvid.systems.ifmdc import Settings, header_of, ifmdc
 from experiments.ifmdc.rate_accuracy.subjects import EVERY, Subject
 from experiments.incremental_speed.run import console
@@ -146,12 +147,12 @@ def code_video(subject: Subject, clip: Range, *, qp: int) -> Coded:
 def code_lightweight(subject: Subject, clip: Range, *, levels: int) -> Coded:
     """Cohen et al.'s codec, every frame by itself: counted as P frames, for it knows no other."""
     found, sizes = np.empty_like(subject.features), []
-    step = np.float32(clip.width / (levels - 1))
+    ends = {"low": clip.low, "high": clip.high, "levels": levels}
     what = f"{subject.name}: lightweight, N={levels}"
     for i, feature in enumerate(track(subject.features, what, console=console, transient=True)):
-        labels = np.round((np.clip(feature, clip.low, clip.high) - clip.low) / step)
-        found[i] = clip.low + labels * step
-        flat = labels.astype(np.int32).transpose(2, 0, 1).ravel()
+        labels = uniform_quantize(feature, **ends)
+        found[i] = uniform_dequantize(labels, **ends)
+        flat = np.asarray(labels).transpose(2, 0, 1).ravel()
         sizes.append(len(encode_lightweight(flat, levels=levels)))
     return Coded({"": np.array(sizes)}, np.ones(len(sizes), bool), found, {})
 
