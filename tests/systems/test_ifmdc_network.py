@@ -242,11 +242,14 @@ def test_work_is_what_each_part_executed():
         assert executed[0] == 0
         assert 0 < executed[1] < dense_macs / 2
     # What the codec itself computes, with blocks: both ways of the transform.
-    system = system_of(Settings(low=0.0, high=8.0, block=4), front="dense")
+    system = system_of(Settings(low=0.0, high=8.0, block=4))
     state, _ = system.init(params, first)
     values = height * width * 4
     assert state.work.details["codec_macs"].tolist() == [2 * values * 16] * 2
     assert state.work.macs.tolist() == [front_macs + back_macs + 2 * values * 16] * 2
+    # The encoder only where the front tells it: of 12 blocks one, of 8 x 8 pixels.
+    state, _ = system.step(params, state, first.at[1, 12, 12].add(1.0))
+    assert state.work.details["codec_macs"].tolist() == [values * 16, values * 16 * 13 / 12]
 
 
 @pytest.mark.parametrize("scan", ["chw", "hwc"])
