@@ -7,9 +7,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dynvid.graph import Features, split
 from dynvid.incremental import incremental
+from dynvid.incremental.state import is_zero
 from dynvid.incremental.transform import plan_for
 from dynvid.systems.ifmdc.codec import CodecState, Symbols, ifmdc
 from dynvid.systems.ifmdc.rate import count_bits
@@ -43,6 +45,16 @@ class NetworkState(NamedTuple):
         """The frames that an incremental front's features belong to, `(streams, H, W, C)`."""
         return self.front.reference
 
+    def with_settings(
+        self,
+        *,
+        threshold: ArrayLike | None = None,
+        truncation: ArrayLike | Mapping[str, ArrayLike] | None = None,
+    ) -> "NetworkState":
+        """The state with other settings of an incremental front: see its own `with_settings`."""
+        changed = self.front.with_settings(threshold=threshold, truncation=truncation)
+        return self._replace(front=changed)
+
     def stream_axes(self) -> "NetworkState":
         """The same pytree with the stream axis of each leaf; -1 where it is of all streams."""
         work = jax.tree.map(lambda _: 0, self.work)
@@ -74,8 +86,8 @@ def ifmdc_network(
     settings: Settings,
     front: Literal["incremental", "dense"] = "incremental",
     back: Literal["incremental", "dense"] = "dense",
-    threshold: float = 0.0,
-    truncation: float | Mapping[str, float] = 0.0,
+    threshold: ArrayLike = 0.0,
+    truncation: ArrayLike | Mapping[str, ArrayLike] = 0.0,
 ) -> VideoFunction:
     """Runs a network as an edge and a cloud with IFMDC between them: the cloud's outputs.
 
@@ -92,13 +104,13 @@ def ifmdc_network(
       front: "incremental" computes of the front what changed, "dense" all of it.
       back: Likewise of the back: what changed in the reconstruction, exactly.
       threshold: Of an incremental front, as in `dynvid.incremental`.
-      truncation: Of an incremental front, likewise.
+      truncation: Of an incremental front, likewise; layers are the front's own.
 
     Returns:
       A `VideoFunction`: `init(params, frames)` and `step(params, state, frames, mask=None)`, both
       jitted; a mask `bool[streams, H, W]` replaces the frame difference of an incremental front.
       `state` is a `NetworkState`; `state.work.details` say what was executed where, and the bits.
-      `recalibrate` is the front's.
+      `recalibrate` is the front's; the next frame is then a key frame.
 
     Raises:
       ValueError: For options outside their range, a threshold or truncation of a dense front; by
@@ -123,8 +135,8 @@ def ifmdc_network(
     for name, value in (("front", front), ("back", back)):
         if value not in ("incremental", "dense"):
             raise ValueError(f"{name} must be 'incremental' or 'dense'; got {value!r}")
-    exact = not isinstance(truncation, Mapping) and not np.any(truncation) and not np.any(threshold)
-    if front == "dense" and not exact:
+    taus = truncation.values() if isinstance(truncation, Mapping) else [truncation]
+    if front == "dense" and not all(map(is_zero, (threshold, *taus))):
         raise ValueError(
             f"threshold and truncation must be 0 where the front is dense; got {threshold!r} and "
             f"{truncation!r}"
@@ -193,7 +205,14 @@ def ifmdc_network(
         return NetworkState(front_state, encoder, decoder, back_state, work)
 
     def recalibrate(params: Params, state: NetworkState, frames: Frames) -> NetworkState:
-        return state._replace(front=near.recalibrate(params, state.front, frames))
+        if front == "dense":
+            return state
+        # The front starts again on these frames, which the encoder has not seen: what it marks as
+        # changed from there on is not all.
+        return state._replace(
+            front=near.recalibrate(params, state.front, frames),
+            encoder=state.encoder.restarted(jnp.ones(frames.shape[0], bool)),
+        )
 
     return VideoFunction(init=init, step=step, recalibrate=recalibrate)
 
