@@ -83,13 +83,13 @@ def _ifmdc(
     height, width, channels = shape
     whole = (1, height, width, channels)
     codec, header = ifmdc(settings), header_of(settings, shape=whole, stage=STAGES[stage])
-    encode, coder = jax.jit(codec.encode, donate_argnums=0), LabelCoder(header)
+    encode, coder = jax.jit(codec.encoder.step, donate_argnums=1), LabelCoder(header)
 
     def run(features: list[jax.Array], pictures: np.ndarray) -> int:
-        state: Any = codec.init(whole)
+        state: Any = codec.blank(whole)
         total = 0
         for feature in features:
-            state, symbols = encode(state, feature)
+            state, symbols = encode((), state, feature)
             labels, is_key = np.asarray(symbols.labels), bool(symbols.is_key)
             total += len(coder.encode(labels, is_key=is_key))
         return total
