@@ -221,6 +221,8 @@ class _Planner:
 
     def _classify(self, node: Node) -> None:
         op = spatial_op(node, self.layouts)
+        if any(0 in value.shape for value in node.outputs):
+            op = "what it makes is empty"
         if isinstance(op, SpatialOp) and all(
             value.shape[layout.stream] == self.count
             for value, layout in zip(node.outputs, op.layouts, strict=True)
@@ -400,15 +402,15 @@ def _segment(
         "layouts": planner.layouts,
     }
     on_frame = program.build(outputs, program.whole(*grid), **arguments)
-    pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // max(1, grid[0])
+    pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // grid[0]
     cost = planner.cost
     wished = (planner.cell,) if planner.cell else cost.cells
     small = grid[0] * grid[1] <= cost.single_pixels and not _uses_winograd(on_frame)
     if small and not planner.cell:
         wished = (1, *wished)
     on_cells = None
-    cell = (max(1, grid[0]), max(1, grid[1]))
-    for size in wished if 0 not in grid else ():
+    cell = grid
+    for size in wished:
         size = max(1, size // max(1, pooled))
         window = Window(cells(grid[0], size), cells(grid[1], size))
         if window.rows.size * window.columns.size >= grid[0] * grid[1]:

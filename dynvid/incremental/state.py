@@ -133,7 +133,7 @@ class State:
         new: dict[str, Any] = {}
         streams = len(self.threshold)
         if threshold is not None:
-            new["threshold"] = _by_stream("threshold", threshold, streams)
+            new["threshold"] = by_stream("threshold", threshold, streams)
         if truncation is not None:
             given = truncation
             if not isinstance(given, Mapping):
@@ -142,7 +142,7 @@ class State:
                 known = list(dict.fromkeys(self.names))
                 raise ValueError(f"truncation must name layers of {known}; got {unknown}")
             taus = {
-                name: _by_stream(f"truncation[{name!r}]", tau, streams)
+                name: by_stream(f"truncation[{name!r}]", tau, streams)
                 for name, tau in given.items()
             }
             if not self.compares and not all(map(is_zero, given.values())):
@@ -202,8 +202,20 @@ def check_setting(name: str, given: ArrayLike) -> None:
             )
 
 
-def _by_stream(name: str, given: ArrayLike, streams: int) -> jax.Array:
-    """A setting for each stream, `float32[streams]`."""
+def by_stream(name: str, given: ArrayLike, streams: int) -> jax.Array:
+    """A setting for each stream, `float32[streams]`.
+
+    Args:
+      name: What errors call it.
+      given: A number, or one a stream.
+      streams: How many there are.
+
+    Raises:
+      ValueError: It is neither, or below zero.
+
+    >>> by_stream("threshold", 15, 2).tolist()
+    [15.0, 15.0]
+    """
     check_setting(name, given)
     array = jnp.asarray(given, jnp.float32)
     if array.shape not in ((), (streams,)):

@@ -119,9 +119,8 @@ def incremental(
         changed = mask
         if changed is None:
             changed = changed_pixels(frames, old, threshold=state.threshold, channels=channels)
-        planned = plan(params, old)
-        _check_state(state, planned)
-        runner = Runner(planned, params)
+        runner = Runner(plan(params, old), params)
+        runner.check(state)
         state = runner.step(state, frames, changed, composite=reference == "last_used")
         return state, runner.outputs()
 
@@ -129,22 +128,12 @@ def incremental(
     def recalibrate(params: Params, state: State, frames: jax.Array) -> State:
         old = state.reference
         check_step(frames, old, None)
-        planned = plan(params, old)
-        _check_state(state, planned)
-        new = Runner(planned, params).init(jnp.asarray(frames))
+        runner = Runner(plan(params, old), params)
+        runner.check(state)
+        new = runner.init(jnp.asarray(frames))
         return dataclasses.replace(new, threshold=state.threshold, truncation=state.truncation)
 
     return VideoFunction(init=init, step=step, recalibrate=recalibrate)
-
-
-def _check_state(state: State, plan: Plan) -> None:
-    """Checks that a state is of the function that is planned."""
-    halos = tuple(plan.halos.get(v) for v in (plan.graph.frames, *plan.kept))
-    if (state.names, state.layers, state.halos) != (plan.names, plan.layers, halos):
-        raise ValueError(
-            "state must be of this very function, made with the same cell and with a truncation "
-            "where this one has a truncation; got the state of another"
-        )
 
 
 def check_step(frames: jax.Array, reference: jax.Array, mask: jax.Array | None) -> None:

@@ -12,7 +12,8 @@ from dynvid.incremental.tune import Trial
 from dynvid.ops.boxes import Detections
 from dynvid.ops.difference import changed_pixels
 from dynvid.systems.dyncnn import dyncnn
-from experiments.dyncnn.pets.evaluate import CLASSES, GroundTruth, judge, of_classes, schemes
+from experiments.bench.accuracy import CLASSES, GroundTruth, judge, of_classes
+from experiments.dyncnn.pets.evaluate import schemes
 from experiments.dyncnn.pets.tuned import LOSS, choose_targets
 
 

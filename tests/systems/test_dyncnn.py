@@ -11,6 +11,7 @@ from flax import nnx
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+import dynvid
 from dynvid.models.vgg import VGG16
 from dynvid.systems.dyncnn import comparison, dyncnn, dyncnn_groups, position
 from dynvid.systems.dyncnn.layers import from_strip, to_strip
@@ -512,8 +513,8 @@ def test_a_strip_shrinks_as_the_papers_arrays_do(side, count, convolutions):
         ({"border": "zero"}, "border: expected .* got 'zero'"),
         ({"layout": "row"}, "layout: expected .* got 'row'"),
         ({"channels": "red"}, "channels: expected .* got 'red'"),
-        ({"threshold": -1.0}, "threshold: expected a number of at least 0, got -1.0"),
-        ({"threshold": float("nan")}, "threshold: expected"),
+        ({"threshold": -1.0}, "threshold must be a number of at least 0.* got -1.0"),
+        ({"threshold": float("nan")}, "threshold must be"),
         ({"cell": 0}, "cell: expected sides of at least 1 pixel, got 0"),
         ({"cell": [6, 0]}, "cell: expected sides of at least 1 pixel"),
     ],
@@ -543,3 +544,37 @@ def test_wrong_groups_and_frames_are_refused_by_init_and_step():
         video.step(TWO, state, frames[:, 1:])
     with pytest.raises(ValueError, match=r"mask must be bool\[1, 24, 24\]"):
         video.step(TWO, state, frames, jnp.zeros((1, 24, 24)))
+
+
+# Streams, settings and parameters.
+
+
+def small(p, x):
+    x = jax.nn.relu(conv(x, p[0]))
+    return conv(jax.nn.relu(x + x.mean((0, 1, 2))), p[1])
+
+
+def test_streams_thresholds_and_parameters_may_change():
+    rng = np.random.default_rng(0)
+    params = [jnp.asarray(rng.integers(-1, 2, (3, 3, c, 4)), jnp.float32) for c in (3, 4)]
+    frames = rng.integers(0, 8, (4, 2, 16, 16, 3)).astype(np.float32)
+    video = dyncnn(small, reference="last_used", inputs="composite", cell=4)
+    dense = jax.jit(small)
+    state, _ = video.init(params, frames[0])
+    other, _ = video.init(params, frames[1][1:])
+    state = dynvid.replace_streams(state, other, jnp.array([False, True]))
+    still = np.concatenate([frames[0][:1], frames[1][1:]])
+    state, out = video.step(params, state, still)
+    np.testing.assert_array_equal(out, dense(params, still))
+    # Nothing reaches a threshold of 100, in the second stream alone.
+    state, out = video.step(params, state.with_settings(threshold=[0, 100]), frames[2])
+    mixed = np.concatenate([frames[2][:1], still[1:]])
+    np.testing.assert_array_equal(state.reference, mixed)
+    np.testing.assert_array_equal(out, dense(params, mixed))
+    changed = [-p for p in params]
+    state, out = video.step(changed, state, frames[3])
+    np.testing.assert_array_equal(out, dense(changed, frames[3]))
+    with pytest.raises(ValueError, match=r"threshold must be .* 2 streams"):
+        state.with_settings(threshold=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"state must be of this very function.*groups"):
+        dyncnn(small, groups=[0]).step(params, state, frames[0])

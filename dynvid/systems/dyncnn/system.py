@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from dynvid.graph.evaluate import Evaluator, arguments
 from dynvid.graph.trace import Node, Value
@@ -19,7 +20,14 @@ from dynvid.incremental.cost import cost_of
 from dynvid.incremental.plan import Plan
 from dynvid.incremental.program import widest
 from dynvid.incremental.rules import Window, mask_through
-from dynvid.incremental.state import Halo, interior
+from dynvid.incremental.state import (
+    Halo,
+    by_stream,
+    check_setting,
+    interior,
+    same_sample,
+    sample,
+)
 from dynvid.incremental.transform import check_step, plan_for
 from dynvid.kernels.masked_conv import CellGrid, update_cells
 from dynvid.ops import cells, sparse_conv
@@ -38,7 +46,7 @@ from dynvid.types import Params, VideoFunction, Work
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["reference", "stored", "work"],
+    data_fields=["reference", "stored", "threshold", "parameters", "joined", "work"],
     meta_fields=["names", "halos"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +56,21 @@ class State:
     Attributes:
       reference: What the next frames are compared with, `(streams, H, W, C)`.
       stored: The feature maps with their halo of zeros, `(streams, h', w', C)`.
-      work: What the last step executed; its units are the stored maps.
+      threshold: theta, in the frames' unit, `float32[streams]`.
+      parameters: Some values of each array of the parameters that all this was computed with.
+      joined: Which streams were put in since the last step, `bool[streams]`.
+      work: What the last step executed; its details are the `cells` computed of each stored map, of
+        all streams together, `int32[maps]`, and which maps were computed densely, `dense`,
+        `bool[maps]`.
       names: Of each stored map, "gp1" where a whole group runs at once, else "gp1_1", "gp1_2", ...
       halos: Of each stored map.
     """
 
     reference: jax.Array
     stored: tuple[jax.Array, ...]
+    threshold: jax.Array
+    parameters: jax.Array
+    joined: jax.Array
     work: Work
     names: tuple[str, ...]
     halos: tuple[Halo, ...]
@@ -66,6 +82,30 @@ class State:
             name: interior(stored, halo)
             for name, stored, halo in zip(self.names, self.stored, self.halos, strict=True)
         }
+
+    def with_settings(self, *, threshold: ArrayLike | None = None) -> "State":
+        """The state with another threshold from the next step on; nothing is compiled again for it.
+
+        Args:
+          threshold: As in `dyncnn`: a number, or one a stream. None leaves it as it is.
+
+        Raises:
+          ValueError: A threshold below zero, or not one a stream.
+        """
+        if threshold is None:
+            return self
+        given = by_stream("threshold", threshold, len(self.threshold))
+        return dataclasses.replace(self, threshold=given)
+
+    def stream_axes(self) -> "State":
+        """The same pytree with the stream axis of each leaf; -1 where it is of all streams."""
+        first = jax.tree.map(lambda _: 0, self)
+        work = first.work._replace(details=jax.tree.map(lambda _: -1, first.work.details))
+        return dataclasses.replace(first, parameters=-1, work=work)
+
+    def restarted(self, which: jax.Array) -> "State":
+        """The state once some of its streams have been replaced; see `dynvid.replace_streams`."""
+        return dataclasses.replace(self, joined=self.joined | which)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,21 +229,35 @@ class _Step(_Walk):
 
     Attributes:
       changed: Where each value changed: `bool[S, h, w]`, or `bool[]` where it has no rows.
+      renew: Whether the parameters are others than before, `bool[]`: all maps are computed densely.
+      joined: Whether streams were put in, `bool[]`: what mixes the streams is another thing then.
     """
 
-    def __init__(self, network: _Network, params: Params, frames: jax.Array, changed: jax.Array):
+    def __init__(
+        self,
+        network: _Network,
+        params: Params,
+        frames: jax.Array,
+        changed: jax.Array,
+        *,
+        renew: jax.Array,
+        joined: jax.Array,
+    ):
         super().__init__(network, params, frames)
         self.changed: dict[Value, jax.Array] = {network.plan.graph.frames: changed}
+        self.renew, self.joined = renew, joined
 
     def mark(self, node: Node) -> None:
         """Follows the change through an operation: by its geometry, or all of it at once."""
-        dynamic = [value for value in node.inputs if value.frame_dependent]
-        if not dynamic:
+        dependent = [value for value in node.inputs if value.frame_dependent]
+        if not dependent:
             return
         plan = self.network.plan
         op = plan.ops.get(node)
         operands = op.operands if op is not None else ()
-        anywhere = [jnp.any(self.changed[v]) for v in dynamic if v not in operands]
+        anywhere = [jnp.any(self.changed[v]) for v in dependent if v not in operands]
+        if op is None:
+            anywhere.append(self.joined)
         for value in node.outputs:
             layout = plan.layouts.get(value)
             if layout is None:
@@ -236,12 +290,12 @@ def _update(
         [c.size for c in unit.convolutions],
         cell=unit.cell,
     )
-    step.changed[unit.convolutions[-1].result] = found.impacted
+    step.changed[unit.convolutions[-1].result] = found.impacted | step.renew
     streams = stored.shape[0]
     counts = jnp.sum(found.cells, axis=(1, 2), dtype=jnp.int32)
     by_pixel = scheme.partition == "pixel"
     limit = cost_of().pixel_break_even * found.cells.size if by_pixel else unit.break_even * streams
-    dense = found.listed.count > limit
+    dense = (found.listed.count > limit) | step.renew
     stored = lax.cond(dense, lambda _: step.on_frame(i), lambda kept: kept, stored)
     chunk = _chunk(unit, found, stored.dtype.itemsize)
     low, _ = step.network.halos[i]
@@ -377,7 +431,7 @@ def dyncnn(
     *,
     partition: Literal["pixel", "cell"] = "cell",
     continuous: bool = True,
-    threshold: float = 0.0,
+    threshold: ArrayLike = 0.0,
     reference: Literal["previous", "last_used"] = "previous",
     inputs: Literal["raw", "composite"] = "raw",
     border: Literal["exact", "paper"] = "exact",
@@ -402,7 +456,7 @@ def dyncnn(
         segment; "cell" shares them within cells (section 3.3).
       continuous: Cells go through all convolutions of a group at once and only its last map is
         stored (section 3.4). Without it, and for pixels, every convolution's map is stored.
-      threshold: theta, in the unit of the frames; 20 of 255 in the paper.
+      threshold: theta, in the unit of the frames, a number or one a stream; 20 of 255 in the paper.
       reference: "previous" compares with the previous frame, as the paper does: slow changes are
         never seen. "last_used" keeps the value each pixel had when it last changed.
       inputs: "raw" computes from the new frames, as the paper does; "composite" from the reference.
@@ -419,7 +473,8 @@ def dyncnn(
     Returns:
       A `VideoFunction`: `init(params, frames)`, dense, and `step(params, state, frames, mask=None)`
       where a mask `bool[streams, H, W]` replaces the frame difference. Both are jitted; wrap them
-      in `jax.jit(..., donate_argnums=1)` so that maps are updated in place. `state.maps` holds the
+      in `jax.jit(..., donate_argnums=1)` so that maps are updated in place. A step with other
+      parameters computes all maps densely, as `incremental` does. `state.maps` holds the
       stored maps by name, `state.work` what the step executed: a unit whose cells outnumber its
       break-even runs densely (`Group.break_even`).
 
@@ -443,8 +498,7 @@ def dyncnn(
     (9.0, Array([1], dtype=int32))
     """
     _check_options(partition, reference, inputs, border, layout, channels)
-    if not threshold >= 0:
-        raise ValueError(f"threshold: expected a number of at least 0, got {threshold!r}")
+    check_setting("threshold", threshold)
     check_cell(cell)
     scheme = Scheme(partition, border, layout)
 
@@ -475,8 +529,17 @@ def dyncnn(
                 "dense": jnp.ones(len(grids), bool),
             },
         )
-        names = tuple(unit.name for unit in cut.units)
-        return State(jnp.asarray(frames), tuple(walk.stored), work, names, cut.halos), output
+        state = State(
+            reference=jnp.asarray(frames),
+            stored=tuple(walk.stored),
+            threshold=by_stream("threshold", threshold, streams),
+            parameters=sample(params),
+            joined=jnp.zeros(streams, bool),
+            work=work,
+            names=tuple(unit.name for unit in cut.units),
+            halos=cut.halos,
+        )
+        return state, output
 
     @jax.jit
     def step(
@@ -486,10 +549,25 @@ def dyncnn(
         check_step(frames, old, mask)
         changed = mask
         if changed is None:
-            changed = comparison(frames, old, threshold=threshold, channels=channels)
+            changed = comparison(frames, old, threshold=state.threshold, channels=channels)
+        parameters = sample(params)
+        renew = ~same_sample(parameters, state.parameters)
+        changed = changed | renew
         new = jnp.where(changed[..., None], frames, old) if reference == "last_used" else frames
         cut = network(params, old)
-        walk = _Step(cut, params, new if inputs == "composite" else frames, changed)
+        if (state.names, state.halos) != (tuple(unit.name for unit in cut.units), cut.halos):
+            raise ValueError(
+                "state must be of this very function, made with the same partition, groups and "
+                "cell; got the state of another"
+            )
+        walk = _Step(
+            cut,
+            params,
+            new if inputs == "composite" else frames,
+            changed,
+            renew=renew,
+            joined=jnp.any(state.joined),
+        )
         macs = jnp.full(frames.shape[0], cut.rest_macs, jnp.float32)
         count: list[jax.Array] = []
         dense: list[jax.Array] = []
@@ -512,6 +590,14 @@ def dyncnn(
                 "dense": jnp.stack(dense) if dense else jnp.zeros(0, bool),
             },
         )
-        return State(new, tuple(walk.stored), work, state.names, state.halos), output
+        state = dataclasses.replace(
+            state,
+            reference=new,
+            stored=tuple(walk.stored),
+            parameters=parameters,
+            joined=jnp.zeros_like(state.joined),
+            work=work,
+        )
+        return state, output
 
     return VideoFunction(init=init, step=step)
