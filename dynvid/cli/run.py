@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -38,7 +39,7 @@ from dynvid.cli.common import (
     source_name,
     warn,
 )
-from dynvid.cli.settings import choose_system, read_settings
+from dynvid.cli.settings import choose_system, parse_options, read_settings
 from dynvid.errors import UsageError, one_line
 from dynvid.files import output_folder
 from dynvid.measures import RunMeasures
@@ -79,13 +80,23 @@ def run(
             default="none",
         ),
     ] = None,
+    options: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            name="set",
+            help="Options of the system, such as partition=pixel for dyncnn or at=model.4 for "
+            "ifmdc; a name that it does not know is answered with those that it does.",
+            metavar="NAME=VALUE",
+            help_behavior_hint="(default: what a settings file says, else the system's own)",
+        ),
+    ] = (),
     threshold: Annotated[
         float | None,
         option(
             "How much a pixel must differ from the one that the caches were computed from to count "
             "as changed, in grey levels of 0..255. 0 recomputes all that differs at all.",
             metavar="LEVELS",
-            default="15; dyncnn: 20",
+            default="15; dyncnn: 20; ifmdc: 0",
         ),
     ] = None,
     truncation: Annotated[
@@ -95,7 +106,7 @@ def run(
             "this much, in units of its layer's root mean square on the first frame. 0 is exact; "
             "more saves more.",
             metavar="RMS",
-            default="0.5",
+            default="0.5; ifmdc: 0",
         ),
     ] = None,
     max_frames: MaxFramesOption = None,
@@ -131,6 +142,8 @@ def run(
 
     dynvid run drive.mp4 --model deeplab.onnx --task segmentation --classes cityscapes.txt
 
+    dynvid run street.mp4 --model yolov5n.pt --system ifmdc --set at=model.4 levels=33
+
     dynvid run rtsp://camera/1 --model yolov5n.pt --max-frames 500 --out runs/door
     """
     if threshold is not None:
@@ -151,8 +164,11 @@ def run(
     )
     if file is not None:
         file.check_model(loaded)
-    chosen, options = choose_system(
-        system, file, {"threshold": threshold, "truncation": truncation}, task=loaded.task.name
+    chosen, given = choose_system(
+        system,
+        file,
+        parse_options(options) | _given(threshold=threshold, truncation=truncation),
+        task=loaded.task.name,
     )
     out = pathlib.Path("runs", source_name(video.name)) if out is None else out
 
@@ -174,7 +190,7 @@ def run(
             first = list(itertools.islice(frames, chosen.calibration_frames))
             results = run_video(
                 loaded.task,
-                _build(chosen, options, loaded, first),
+                _build(chosen, given, loaded, first),
                 itertools.chain(first, frames),
                 params=loaded.params,
                 dense=loaded.on_frames if compare_dense else None,
@@ -204,8 +220,8 @@ def run(
             "head": loaded.head,
             "network_size": list(loaded.network_size(video.size)),
             "system": chosen.name,
-            "options": options,
-            **{name: options[name] for name in ("threshold", "truncation") if name in options},
+            "options": given,
+            **{name: given[name] for name in ("threshold", "truncation") if name in given},
             "device": f"{jax.devices()[0].device_kind}, {platform.machine()}",
             "jax": jax.__version__,
             "dynvid": dynvid.__version__,
@@ -220,6 +236,10 @@ def run(
     console.print(_summary(report, loaded))
     console.print(f"annotated.mp4, report.png and report.json are in {out}", soft_wrap=True)
     return 130 if interrupted else 0
+
+
+def _given(**flags: float | None) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def _build(

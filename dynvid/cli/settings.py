@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import dynvid
@@ -132,15 +132,36 @@ def settings_text(
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Options given as NAME=VALUE, values as JSON has them or plain words.
+
+    Raises:
+      UsageError: One of them is not of this form.
+
+    >>> parse_options(["partition=pixel", "groups=[0, 1]", "cell=4"])
+    {'partition': 'pixel', 'groups': [0, 1], 'cell': 4}
+    """
+    options = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--set must be NAME=VALUE; got {pair!r}")
+        try:
+            options[name] = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            options[name] = text
+    return options
+
+
 def choose_system(
-    name: str | None, file: SettingsFile | None, flags: Mapping[str, Any], *, task: str
+    name: str | None, file: SettingsFile | None, given: Mapping[str, Any], *, task: str
 ) -> tuple[System, dict[str, Any]]:
-    """The system to run and all its options: flags first, then the file, then defaults.
+    """The system to run and all its options: those given, then the file's, then defaults.
 
     Args:
       name: What `--system` says.
       file: What `--settings` says.
-      flags: Options given one by one, by name; None where they are not.
+      given: Options given one by one, by name.
       task: The task that it is to serve.
 
     Raises:
@@ -156,17 +177,15 @@ def choose_system(
         raise UsageError(
             f"--system {system.name} is for {', '.join(sorted(system.tasks))}; got --task {task}"
         )
-    given = {key: value for key, value in flags.items() if value is not None}
-    for key in given:
-        if key not in system.options:
-            raise UsageError(f"--{key}: {system.name} has no such option")
     options = {} if file is None else dict(file.options)
     try:
         system.settings(options)
     except ValueError as error:
-        where = "" if file is None else f"{file.path}: "
-        raise UsageError(f"{where}{error}") from error
-    return system, system.settings(options | given)
+        raise UsageError(f"{'' if file is None else file.path}: {error}") from error
+    try:
+        return system, system.settings({**options, **given})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _refuse_constant(name: str) -> Any:

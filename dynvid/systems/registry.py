@@ -10,6 +10,7 @@ import jax
 from dynvid.incremental import explain, incremental
 from dynvid.systems.dense import dense
 from dynvid.systems.dyncnn import dyncnn
+from dynvid.systems.ifmdc import Settings, calibrated_settings, ifmdc_network
 from dynvid.types import Frames, Output, Params, VideoFunction
 
 FrameFunction = Callable[[Params, jax.Array], Output]
@@ -96,9 +97,37 @@ def choice_option(default: str, *others: str) -> Option:
     return Option(default, expected, lambda value: value in words)
 
 
-def _is_truncation(value: Any) -> bool:
-    values = value.values() if isinstance(value, Mapping) else [value]
-    return all(map(_number, values))
+def _truncation_option(default: float) -> Option:
+    def allows(value: Any) -> bool:
+        return all(map(_number, value.values() if isinstance(value, Mapping) else [value]))
+
+    return Option(default, "a number of at least 0, or one for each layer by name", allows)
+
+
+def _codec_options() -> dict[str, Option]:
+    """The settings of IFMDC's codec; those of the clip range are calibrated where they are null."""
+    options = {
+        "low": Option(None, "a number or null", _finite_or_none),
+        "high": Option(None, "a number or null", _finite_or_none),
+    }
+    for field in dataclasses.fields(Settings):
+        if field.name == "scan":
+            options[field.name] = choice_option("chw", "hwc")
+        elif field.name == "key_levels":
+            options[field.name] = Option(
+                None, "a positive number or null", lambda value: value is None or _positive(value)
+            )
+        elif isinstance(field.default, int):
+            options[field.name] = Option(field.default, "a positive number", _positive)
+        elif isinstance(field.default, float):
+            options[field.name] = Option(field.default, "a number of at least 0.5", _number)
+    return options
+
+
+def _finite_or_none(value: Any) -> bool:
+    return value is None or (
+        not isinstance(value, bool | str | list | dict) and _number(abs(value))
+    )
 
 
 _REFERENCE = ("last_used", "previous")
@@ -125,6 +154,32 @@ def _dense(fn: FrameFunction, params: Params, frames: Sequence[Frames]) -> Video
     return dense(fn)
 
 
+def _ifmdc(
+    fn: FrameFunction,
+    params: Params,
+    frames: Sequence[Frames],
+    *,
+    at: str | None,
+    front: Any,
+    back: Any,
+    threshold: float,
+    truncation: float | Mapping[str, float],
+    low: Any,
+    high: Any,
+    **codec: Any,
+) -> VideoFunction:
+    if at is None:
+        raise ValueError("at must be the name of a feature map, such as model.4 or layer_12")
+    if low is None or high is None:
+        seen = calibrated_settings(fn, params, frames, at=at)
+        low, high = (seen.low if low is None else low), (seen.high if high is None else high)
+    settings = Settings(low=low, high=high, **codec)
+    return ifmdc_network(
+        fn, at=at, settings=settings, front=front, back=back, threshold=threshold,
+        truncation=truncation,
+    )  # fmt: skip
+
+
 def _dyncnn(
     fn: FrameFunction, params: Params, frames: Sequence[Frames], **options: Any
 ) -> VideoFunction:
@@ -141,9 +196,7 @@ SYSTEMS: dict[str, System] = {
             build=_incremental,
             options={
                 "threshold": threshold_option(15),
-                "truncation": Option(
-                    0.5, "a number of at least 0, or one for each layer by name", _is_truncation
-                ),
+                "truncation": _truncation_option(0.5),
                 "reference": choice_option(*_REFERENCE),
                 "channels": _CHANNELS,
                 "cell": Option(
@@ -188,6 +241,24 @@ SYSTEMS: dict[str, System] = {
                 ),
                 "layout": choice_option("batch", "strip"),
                 "channels": _CHANNELS,
+            },
+        ),
+        System(
+            name="ifmdc",
+            summary="an edge and a cloud that send differences of one feature map (option at)",
+            build=_ifmdc,
+            calibration_frames=8,
+            options={
+                "at": Option(
+                    None,
+                    "the name of a feature map, such as model.4 or layer_12",
+                    lambda value: isinstance(value, str) and value != "",
+                ),
+                "front": choice_option("incremental", "dense"),
+                "back": choice_option("dense", "incremental"),
+                "threshold": threshold_option(0),
+                "truncation": _truncation_option(0),
+                **_codec_options(),
             },
         ),
         System(

@@ -18,8 +18,8 @@ def test_unknown_options_are_refused(capsys):
     [
         (
             "run",
-            "--model --task --head --pixels --classes --system --settings --threshold --truncation "
-            "--max-frames --compare-dense --out SOURCE",
+            "--model --task --head --pixels --classes --system --settings --set --threshold "
+            "--truncation --max-frames --compare-dense --out SOURCE",
         ),
         (
             "tune",

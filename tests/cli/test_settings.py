@@ -47,7 +47,8 @@ def test_a_file_says_which_system(report, capsys):
     found = report({"system": "dyncnn", "options": {"partition": "pixel", "groups": []}})
     assert found["options"]["partition"] == "pixel"
     assert found["threshold"] == 20
-    found = report("{}", "--system", "dyncnn")
+    found = report("{}", "--system", "dyncnn", "--set", "partition=pixel", "groups=[]")
+    assert found["options"]["groups"] == []
     assert found["system"] == "dyncnn"
 
 
@@ -96,7 +97,12 @@ def test_flags_that_contradict_are_refused(folder, tmp_path, model, capsys):
     path.write_text('{"system": "dyncnn"}')
     start = ["run", folder, "--model", model, "--out", tmp_path / "out"]
     refused(capsys, [*start, "--settings", path, "--system", "dense"], "of dyncnn", "dense")
-    refused(capsys, [*start, "--settings", path, "--truncation", "1"], "--truncation", "dyncnn")
+    refused(capsys, [*start, "--settings", path, "--truncation", "1"], "dyncnn", "truncation")
+    refused(capsys, [*start, "--set", "cell"], "--set must be NAME=VALUE; got 'cell'")
+    refused(capsys, [*start, "--set", "cell=-1"], "cell must be a positive number")
+    refused(capsys, [*start, "--set", "threshold=NaN"], "threshold must be", "'NaN'")
+    refused(capsys, [*start, "--system", "ifmdc"], "at must be the name of a feature map")
+    refused(capsys, [*start, "--system", "ifmdc", "--set", "at=nowhere"], "nowhere")
     refused(capsys, [*start, "--system", "nonsense"], "--system", "incremental", "'nonsense'")
     refused(capsys, [*start, "--settings", tmp_path / "missing.json"], "missing.json")
     refused(capsys, [*start, "--settings", tmp_path], "cannot read the settings")

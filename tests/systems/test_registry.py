@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
 import dynvid
 from dynvid.incremental import incremental
@@ -22,10 +23,11 @@ KERNEL = jnp.asarray(np.random.default_rng(1).integers(-2, 3, (3, 3, 3, 4)), jnp
 
 
 def fn(kernel, frames):
-    return jax.lax.conv_general_dilated(
+    x = jax.lax.conv_general_dilated(
         frames.astype(jnp.float32), kernel, (1, 1), "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )  # fmt: skip
+    return checkpoint_name(x, "map") + 1
 
 
 @pytest.mark.parametrize("name", sorted(SYSTEMS))
@@ -35,7 +37,11 @@ def test_every_system_builds_with_its_defaults_and_runs(name):
     assert "\n" not in system.summary
     options = system.settings({})
     assert json.loads(json.dumps(options)) == options
-    assert all(option.allows(option.default) for option in system.options.values())
+    if name == "ifmdc":
+        with pytest.raises(ValueError, match="at must be the name of a feature map"):
+            system.build(fn, KERNEL, FRAMES, **options)
+        options["at"] = "map"
+    assert all(option.allows(options[key]) for key, option in system.options.items())
     video = system.build(fn, KERNEL, FRAMES[: system.calibration_frames], **options)
     state, _ = video.init(KERNEL, FRAMES[0])
     for frame in FRAMES[1:]:
@@ -69,6 +75,10 @@ def test_options_are_those_of_the_function(name, function):
     ("dyncnn", {"groups": [-1]}, "groups must be a list of group numbers"),
     ("dyncnn", {"cell": []}, "cell must be"),
     ("dyncnn", {"continuous": 1}, "continuous must be true or false; got 1"),
+    ("ifmdc", {"at": 4}, "at must be the name of a feature map"),
+    ("ifmdc", {"levels": 0}, "levels must be a positive number; got 0"),
+    ("ifmdc", {"low": "a"}, "low must be a number or null"),
+    ("ifmdc", {"scan": "cwh"}, "scan must be 'chw' or 'hwc'"),
     ("dense", {"threshold": 1}, "dense has no option threshold; it has none"),
 ])  # fmt: skip
 def test_options_that_are_not_allowed_are_named(name, options, match):
