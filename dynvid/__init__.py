@@ -20,5 +20,5 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Every sub-package is reachable after `import dynvid`; what needs matplotlib or PyAV loads on demand.
+# Every sub-package is reachable; what needs matplotlib or PyAV is loaded when it is first used.
 __getattr__, __dir__ = submodules(__name__)
