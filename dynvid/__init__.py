@@ -1,5 +1,6 @@
 """Dynamic video inference in JAX: any vision function, run incrementally on a video."""
 
+from dynvid._lazy import submodules
 from dynvid.graph import Split, split
 from dynvid.incremental import State, Tuning, explain, incremental, map_caches, tune
 from dynvid.types import VideoFunction, Work, replace_streams
@@ -18,3 +19,6 @@ __all__ = [
     "tune",
 ]
 __version__ = "0.1.0"
+
+# Every sub-package is reachable; what needs matplotlib or PyAV is loaded when it is first used.
+__getattr__, __dir__ = submodules(__name__)

@@ -53,7 +53,7 @@ COSTS: dict[str, Cost] = {
 """By device kind, as `jax.Device.device_kind` or `jax.Device.platform` name it."""
 
 
-def cost_of(device: Any = None) -> Cost:
+def cost_of(*, device: Any = None) -> Cost:
     """The constants of a device: of its kind, else of its platform, else those of the CPU.
 
     Args:

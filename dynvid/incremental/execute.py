@@ -156,8 +156,8 @@ class Runner:
             layout = self.plan.layouts[value]
             size = (value.shape[layout.row], value.shape[layout.column])
             parts = [
-                mask_through(self.mask(v), reach, size)
-                for v, reach in zip(op.operands, op.reaches, strict=True)
+                mask_through(self.mask(v), receptive_field, size)
+                for v, receptive_field in zip(op.operands, op.receptive_fields, strict=True)
             ]
             mask = functools.reduce(jnp.logical_or, [*parts, *(m[:, None, None] for m in moved)])
         self.change[value] = mask

@@ -125,12 +125,12 @@ class Plan:
 def _stream_axis(node: Node, axes: dict[Value, int], count: int) -> int | None:
     """Follows the stream axis through an operation that has no rows and columns."""
     name, p, out = node.primitive.name, node.params, node.outputs[0]
-    dynamic = [value for value in node.inputs if value.frame_dependent]
-    if any(value not in axes for value in dynamic):
+    dependent = [value for value in node.inputs if value.frame_dependent]
+    if any(value not in axes for value in dependent):
         return None
-    x = dynamic[0]
+    x = dependent[0]
     axis = axes[x]
-    same = all(axes[v] == axis for v in dynamic)
+    same = all(axes[v] == axis for v in dependent)
     if name in ELEMENTWISE and same:
         result = axis + out.ndim - x.ndim
     elif name == "broadcast_in_dim":
@@ -155,7 +155,7 @@ def _stream_axis(node: Node, axes: dict[Value, int], count: int) -> int | None:
         "reduce_window_max",
     ):
         result = axis
-    elif name == "dot_general" and len(dynamic) == 1:
+    elif name == "dot_general" and len(dependent) == 1:
         (left, right), (batch_left, batch_right) = p["dimension_numbers"]
         first = x is node.inputs[0]
         mine, batch = (left, batch_left) if first else (right, batch_right)
@@ -274,8 +274,9 @@ class _Planner:
             return False
         op = self.ops[node]
         return all(
-            self.depends(v) < unit or (all(r.is_identity for r in reach) and self._aligned(v, unit))
-            for v, reach in zip(op.operands, op.reaches, strict=True)
+            self.depends(v) < unit
+            or (all(r.is_identity for r in receptive_field) and self._aligned(v, unit))
+            for v, receptive_field in zip(op.operands, op.receptive_fields, strict=True)
         ) and all(self.depends(v) < unit for v in node.inputs if v not in op.operands)
 
     def _last(self, unit: int) -> Value:
@@ -324,10 +325,10 @@ class _Planner:
     def _closes(self, node: Node, unit: int) -> bool:
         """Whether a pooling without overlap can end a segment that nothing else reads from."""
         op = self.ops[node]
-        reach = op.reaches[0]
+        receptive_field = op.receptive_fields[0]
         apart = all(
             isinstance(r, Stencil) and r.window == r.stride and r.low == 0 and r.dilation == 1
-            for r in reach
+            for r in receptive_field
         )
         if not apart or op.macs or node.primitive.name == "conv_general_dilated":
             return False
@@ -506,8 +507,8 @@ def make_plan(
             segment = _segment(planner, unit, name, outputs, stored)
             units.append(segment)
             for part in (segment.on_cells, segment.on_frame):
-                for value, reach in part.halo().items() if part is not None else ():
-                    halos[value] = program.widest(halos[value], reach)
+                for value, receptive_field in part.halo().items() if part is not None else ():
+                    halos[value] = program.widest(halos[value], receptive_field)
         else:
             nodes = tuple(planner.members[unit])
             macs = sum(map(node_macs, nodes)) // planner.count

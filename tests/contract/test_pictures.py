@@ -128,7 +128,7 @@ def with_picture(way, network, size):
 def held_back_and_pictures(fn, params, frames):
     """The values that truncation may hold back, and those that the picture is made of."""
     plan = plan_for(fn, params, frames, compares=True)
-    (mark,) = [n for n in plan.graph.nodes if n.primitive.name == "name"]
+    (mark,) = [n for n in plan.graph.nodes if n.params.get("name") == "picture"]
     pictures, stack = set(), [mark.outputs[0]]
     while stack:
         value = stack.pop()
@@ -159,16 +159,15 @@ def test_a_picture_follows_the_frame_whatever_is_held_back_behind_it(model, way,
     first = rng.integers(0, 256, (1, 75, 101, 3)).astype(np.uint8)
     second = first.copy()
     second[:, 20:60, 30:70] = 255 - second[:, 20:60, 30:70]
-    state, (before, picture) = video.init(params, first)
-    state, (after, seen) = video.step(params, state, second)
+    state, (_, picture) = video.init(params, first)
+    state, (_, seen) = video.step(params, state, second)
     _, expected = fn(params, jnp.asarray(state.reference))
-    assert np.abs(np.asarray(picture) - expected).max() > 50
+    assert np.abs(np.asarray(picture) - expected).max() > 0.4 * np.ptp(expected)
     # Two resizings, each a sum of at most 8 products of grey levels with weights below 2, and one
     # product of 3 with the colours.
     bound = 8 * np.finfo("f").eps * 8 * 255 * 2 * 3
     np.testing.assert_allclose(seen, expected, rtol=0, atol=bound)
     assert state.layers, "nothing was held back"
-    del before, after
 
 
 def test_the_matrices_of_a_resizing_are_no_weights_where_everything_is_closed_over():

@@ -477,8 +477,8 @@ def test_position_lists_the_cells_of_all_streams():
     group = dyncnn_groups(three, three_params(), jax.ShapeDtypeStruct((2, 24, 27, 3), "float32"))[0]
     mask = np.zeros((2, 24, 27), bool)
     mask[0, 0, 0] = mask[1, 23, 14] = True
-    reaches = [c.reach for c in group.convolutions]
-    found = position(mask, reaches, [c.size for c in group.convolutions], cell=6)
+    receptive_fields = [c.receptive_field for c in group.convolutions]
+    found = position(mask, receptive_fields, [c.size for c in group.convolutions], cell=6)
     expected = np.zeros_like(mask)
     expected[0, :4, :4] = expected[1, 20:, 11:18] = True
     np.testing.assert_array_equal(found.impacted, expected)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dynvid.incremental.geometry import Reach
+from dynvid.incremental.geometry import ReceptiveField
 from dynvid.incremental.rules import mask_through
 from dynvid.ops import masks
 from dynvid.ops.difference import Channels, changed_pixels
@@ -59,7 +59,7 @@ def comparison(
 
 def position(
     changed: jax.Array,
-    reaches: Sequence[tuple[Reach, Reach]],
+    receptive_fields: Sequence[tuple[ReceptiveField, ReceptiveField]],
     sizes: Sequence[tuple[int, int]],
     *,
     cell: int,
@@ -72,7 +72,7 @@ def position(
 
     Args:
       changed: `bool[S, H, W]`, the impacted pixels of the group's input.
-      reaches: The geometry of each convolution over rows and over columns.
+      receptive_fields: The geometry of each convolution over rows and over columns.
       sizes: (rows, columns) of each convolution's output.
       cell: The side of a cell; 1 for the pixel-based partition.
 
@@ -93,8 +93,8 @@ def position(
     Array(4, dtype=int32)
     """
     impacted = changed
-    for reach, size in zip(reaches, sizes, strict=True):
-        impacted = mask_through(impacted, reach, size)
+    for receptive_field, size in zip(receptive_fields, sizes, strict=True):
+        impacted = mask_through(impacted, receptive_field, size)
     active = masks.to_cells(impacted, cell)
     return Position(impacted, active, masks.worklist(active))
 

@@ -125,7 +125,7 @@ class _Network:
       ends: The unit that ends with each of these operations.
       inside: All other operations of units.
       halos: The halo of each unit's stored map.
-      reaches: How far each unit's windows leave its input.
+      receptive_fields: How far each unit's windows leave its input.
       rest_macs: Multiply-accumulates of everything else, for one stream.
     """
 
@@ -136,14 +136,14 @@ class _Network:
         members = [node for unit in units for c in unit.convolutions for node in (c.node, *c.tail)]
         self.ends = {value.node: i for value, i in self.results.items() if value.node is not None}
         self.inside = set(members) - set(self.ends)
-        self.reaches = [
+        self.receptive_fields = [
             _reach(unit.windows()[0], unit.convolutions[0].input_size) for unit in units
         ]
         own = [_reach(unit.windows()[-1], unit.grid) for unit in units]
         for i, unit in enumerate(units):
             source = self.results.get(unit.convolutions[0].source)
             if source is not None:
-                own[source] = widest(own[source], self.reaches[i])
+                own[source] = widest(own[source], self.receptive_fields[i])
         self.halos = tuple(own)
         self.rest_macs = plan.dense_macs - sum(unit.macs for unit in units)
 
@@ -202,7 +202,7 @@ class _Walk:
         if value in self.network.results:
             made = self.network.results[value]
             return self.stored[made], self.network.halos[made]
-        low, high = self.network.reaches[i]
+        low, high = self.network.receptive_fields[i]
         order = self.network.plan.layouts[value].order(value.ndim)
         return cells.add_halo(jnp.transpose(self.evaluate(value), order), low=low, high=high), (
             low,
@@ -268,8 +268,8 @@ class _Step(_Walk):
             parts = [jnp.broadcast_to(one, shape) for one in anywhere]
             if op is not None:
                 parts += [
-                    mask_through(self.changed[v], reach, size)
-                    for v, reach in zip(op.operands, op.reaches, strict=True)
+                    mask_through(self.changed[v], receptive_field, size)
+                    for v, receptive_field in zip(op.operands, op.receptive_fields, strict=True)
                 ]
             self.changed[value] = functools.reduce(jnp.logical_or, parts)
 
@@ -286,7 +286,7 @@ def _update(
     unit = step.network.units[i]
     found = position(
         step.changed[unit.convolutions[0].source],
-        [c.reach for c in unit.convolutions],
+        [c.receptive_field for c in unit.convolutions],
         [c.size for c in unit.convolutions],
         cell=unit.cell,
     )
@@ -376,7 +376,7 @@ def _compute(
                     inside = to_strip(inside)[None, :, : x.shape[2]]
                 x = jnp.where(inside, x, lax.full((), 0, x.dtype))
         if scheme.layout == "strip":
-            stride = unit.convolutions[0].reach[1].stride
+            stride = unit.convolutions[0].receptive_field[1].stride
             x = from_strip(x[0], count=len(row), pitch=pitch // stride, width=unit.cell)
         return [x]
 
@@ -385,7 +385,7 @@ def _compute(
 
 def _pitch(unit: Group) -> int:
     """The columns from one cell to the next in the strip, in whole strides of the convolution."""
-    stride = unit.convolutions[0].reach[1].stride
+    stride = unit.convolutions[0].receptive_field[1].stride
     return -(-unit.windows()[0].columns.size // stride) * stride
 
 
@@ -396,7 +396,7 @@ def _executed(unit: Group, counts: jax.Array, turns: jax.Array, scheme: Scheme) 
     every, last = 0, 0  # a cell with its seam; the seam that the last cell of a strip lacks
     pitch = _pitch(unit)
     for convolution, window in zip(unit.convolutions, unit.windows()[1:], strict=True):
-        columns = convolution.reach[1]
+        columns = convolution.receptive_field[1]
         pitch //= columns.stride
         every += convolution.macs * window.rows.size * pitch
         last += convolution.macs * window.rows.size * (pitch - window.columns.size)
