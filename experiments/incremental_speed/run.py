@@ -125,8 +125,7 @@ def compare(fn, params, frames, *, threshold, truncation=0.0, onnx_path=None, wa
 
 
 def network(kind):
-    graph, params = nnx.split(kind(rngs=nnx.Rngs(0)))
-    return (lambda p, x: nnx.merge(graph, p)(x)), params
+    return dynvid.from_nnx(kind(rngs=nnx.Rngs(0)))
 
 
 def unit(frames):
