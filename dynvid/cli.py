@@ -28,6 +28,7 @@ import dynvid
 from dynvid.coding.container import BitstreamReader
 from dynvid.coding.entropy import zero_order_entropy
 from dynvid.coding.errors import BitstreamError
+from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.models import ssd, synthetic_detector
 from dynvid.models.detection import HEADS, Head
 from dynvid.models.synthetic_detector import STRIDE, load_synthetic_detector
@@ -36,7 +37,6 @@ from dynvid.systems.ifmdc import FeatureReader, FeatureWriter, Settings, clip_ra
 from dynvid.video.draw import annotate_frame
 from dynvid.video.reader import VideoError, VideoSource, VideoWarning
 from dynvid.video.report import plot_report
-from dynvid.video.synthetic import render, synthetic_scene
 from dynvid.video.writer import VideoWriter
 from dynvid.weights.caffe import load_ssd512
 from dynvid.weights.darknet import load_darknet

@@ -1,1 +1,1 @@
-"""Videos in and out: reading, writing, drawing, reports and synthetic scenes."""
+"""Videos in and out: reading, writing, drawing and reports."""

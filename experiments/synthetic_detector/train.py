@@ -19,12 +19,12 @@ import optax
 import tyro
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from dynvid.data.synthetic import CLASS_NAMES, SceneFrame, render, synthetic_scene
 from dynvid.models.synthetic_detector import (
     STRIDE,
     init_synthetic_detector,
     synthetic_detector,
 )
-from dynvid.video.synthetic import CLASS_NAMES, SceneFrame, render, synthetic_scene
 
 WEIGHTS = pathlib.Path(__file__).parents[2] / "dynvid/models/data/synthetic_detector.npz"
 LEAST_VISIBILITY = 0.25  # objects that show less of themselves are neither wanted nor wrong

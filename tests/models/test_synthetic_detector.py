@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dynvid.data.synthetic import CLASS_NAMES, render, synthetic_scene
 from dynvid.models import synthetic_detector as module
 from dynvid.models.detection import intersection_over_union
 from dynvid.models.synthetic_detector import (
@@ -15,7 +16,6 @@ from dynvid.models.synthetic_detector import (
     load_synthetic_detector,
     synthetic_detector,
 )
-from dynvid.video.synthetic import CLASS_NAMES, render, synthetic_scene
 
 
 def outputs_with(peaks, *, shape=(2, 6, 8)) -> SyntheticOutputs:

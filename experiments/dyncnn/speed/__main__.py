@@ -23,12 +23,12 @@ from flax import nnx
 from rich.progress import track
 
 import dynvid
+from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.models.ssd import SSD512, ssd_preprocess
 from dynvid.models.vgg import VGG16
 from dynvid.ops.difference import changed_pixels
 from dynvid.ops.masks import stencil
 from dynvid.systems.dyncnn import dyncnn
-from dynvid.video.synthetic import render, synthetic_scene
 from dynvid.weights.yolov5 import load_yolov5
 from experiments.incremental_speed.run import DATA, Onnx, clock, console, main, pets, unit
 from experiments.incremental_speed.to_onnx import export

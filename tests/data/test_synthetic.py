@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynvid.video.synthetic import Scene, SceneFrame, render, synthetic_scene
+from dynvid.data.synthetic import Scene, SceneFrame, render, synthetic_scene
 
 SIZE = (96, 120)
 

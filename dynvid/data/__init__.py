@@ -1,0 +1,1 @@
+"""Formats of datasets, and synthetic scenes with exact ground truth."""
