@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.progress import track
 
 import dynvid
-from dynvid.metrics.average_precision import average_precision, of_class, pad_boxes, parse_mot
+from dynvid.data.mot import parse_mot
+from dynvid.metrics.average_precision import average_precision, of_class, pad_boxes
 from dynvid.models.detection import HEADS, Detections
 from dynvid.models.resnet import ResNet50
 from dynvid.models.vgg import VGG16

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from rich.progress import track
 
+from dynvid.data.mot import parse_mot
 from dynvid.data.synthetic import render, synthetic_scene
-from dynvid.metrics.average_precision import parse_mot
 from dynvid.ops.difference import scene_similarity
 from dynvid.video.reader import VideoSource, resize_frame
 from experiments.incremental_speed.run import DATA, console
