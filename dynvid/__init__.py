@@ -1,10 +1,14 @@
 """Dynamic video inference in JAX: any vision function, run incrementally on a video."""
 
-from dynvid.incremental import Tuning, explain, incremental, map_caches, split, tune
+from dynvid._lazy import submodules
+from dynvid.graph import Split, split
+from dynvid.incremental import State, Tuning, explain, incremental, map_caches, tune
 from dynvid.models.modules import from_nnx
 from dynvid.types import VideoFunction, Work, replace_streams
 
 __all__ = [
+    "Split",
+    "State",
     "Tuning",
     "VideoFunction",
     "Work",
@@ -17,3 +21,6 @@ __all__ = [
     "tune",
 ]
 __version__ = "0.1.0"
+
+# Every sub-package is reachable; what needs matplotlib or PyAV is loaded when it is first used.
+__getattr__, __dir__ = submodules(__name__)

@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 
@@ -74,3 +76,14 @@ def test_the_public_names_are_sorted_and_there():
 def test_modules_list_what_they_have(name):
     module = importlib.import_module(name)
     assert all(hasattr(module, symbol) for symbol in module.__all__)
+
+
+def test_everything_is_reachable_after_importing_the_package():
+    script = (
+        "import dynvid, sys; assert 'matplotlib' not in sys.modules; dynvid.systems.dyncnn_groups;"
+        "dynvid.ops.masks.stencil; dynvid.models.vgg.VGG16; dynvid.video.reader.VideoSource;"
+        "dynvid.State; dynvid.Split; assert 'weights' in dir(dynvid)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = dynvid.nothing

@@ -13,7 +13,7 @@ def pack_fields(values: np.ndarray, widths: np.ndarray | int) -> bytes:
 
     Args:
       values: `int[n]`, each below `2^width`.
-      widths: of each field, `int[n]` or one for all, 0 .. 24.
+      widths: Of each field, `int[n]` or one for all, 0 .. 24.
 
     Returns:
       The bytes; a field of width 0 takes none.
@@ -41,15 +41,15 @@ def unpack_fields(data: bytes, widths: np.ndarray | int, *, count: int) -> np.nd
     """Reads what `pack_fields` wrote.
 
     Args:
-      data: the bytes; what lies beyond the last field is not looked at.
-      widths: of each field, `int[count]` or one for all, 0 .. 24.
-      count: how many fields there are.
+      data: The bytes; what lies beyond the last field is not looked at.
+      widths: Of each field, `int[count]` or one for all, 0 .. 24.
+      count: How many fields there are.
 
     Returns:
       `int64[count]`.
 
     Raises:
-      BitstreamError: the data are too short.
+      BitstreamError: The data are too short.
 
     >>> unpack_fields(bytes.fromhex("94"), np.array([1, 2, 3]), count=3)
     array([1, 0, 5])

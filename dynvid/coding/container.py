@@ -30,7 +30,7 @@ from dynvid.coding.runs import decode_fixed, decode_huffman, encode_fixed, encod
 MAGIC = b"\x89IFM\r\n\x1a\n"
 """How every file begins; line ends and a non-text byte, so that a mangled transfer shows."""
 
-VERSION = 2
+VERSION = 3
 MOST_VALUES = 1 << 24
 """The most values of one frame: 24 streams of YOLOv3's 52x52x256."""
 
@@ -49,6 +49,7 @@ _ANY_KIND = re.compile(rb"[\xb0\xb1\xbf]")
 _DTYPES = ("float32", "float16", "bfloat16")
 _SCANS = ("chw", "hwc")
 _STAGES = ("fixed", "huffman", "arithmetic")
+_MOST_FRAMES = (1 << 32) - 1  # the end holds their number
 _PIECE = 1 << 16  # what is read at once
 
 Stage = Literal["fixed", "huffman", "arithmetic"]
@@ -60,16 +61,16 @@ class Header:
 
     Attributes:
       shape: `(streams, h, w, c)` of every frame; at most 2^24 values.
-      low: the value of level 0, one number or one a channel, as float32 holds it.
-      high: the value of the last level.
+      low: The value of level 0, one number or one a channel, as float32 holds it.
+      high: The value of the last level.
       levels: k, odd.
       key_levels: k_key.
-      group_of_pictures: T: frame n is a key frame where `n mod T = 0`.
-      residual_divisor: residuals span `-A / divisor .. A / divisor`.
-      block: side of the blocks whose transform was coded, 1 where values were; it divides h and w.
-      scan: the order of labels in run-length tokens.
-      stage: how labels become bits: "fixed" (R1), "huffman" (R2) or "arithmetic" (R3).
-      dtype: what the features were before they were coded.
+      group_of_pictures: T: frame n is a key frame where `n mod T = 0`; others may be.
+      residual_divisor: Residuals span `-A / divisor .. A / divisor`.
+      block: Side of the blocks whose transform was coded, 1 where values were; it divides h and w.
+      scan: The order of labels in run-length tokens.
+      stage: How labels become bits: "fixed" (R1), "huffman" (R2) or "arithmetic" (R3).
+      dtype: What the features were before they were coded.
 
     Raises:
       ValueError: a field is not what it has to be.
@@ -96,41 +97,45 @@ class Header:
     def __post_init__(self):
         if len(self.shape) != 4 or min(self.shape) < 1 or math.prod(self.shape) > MOST_VALUES:
             raise ValueError(
-                f"shape must be (streams, h, w, c) of 1 .. {MOST_VALUES} values, got {self.shape}"
+                f"shape must be (streams, h, w, c) of 1 .. {MOST_VALUES} values; got {self.shape}"
             )
         streams, height, width = self.shape[:3]
         if max(height, width) > _MOST_SIDE or streams * (height + 2) * (width + 2) > _MOST_PLACES:
             raise ValueError(
-                f"height and width may be {_MOST_SIDE} at most, and all streams {_MOST_PLACES} "
-                f"positions with their borders, got {self.shape}"
+                f"shape must have at most {_MOST_SIDE} rows and columns, and in all streams at "
+                f"most {_MOST_PLACES} positions with their borders; got {self.shape}"
             )
         if self.shape[3] > _MOST_CHANNELS:
-            raise ValueError(f"there may be {_MOST_CHANNELS} channels at most, got {self.shape[3]}")
+            raise ValueError(
+                f"shape must have {_MOST_CHANNELS} channels at most; got {self.shape[3]}"
+            )
         if self.levels % 2 == 0 or not 3 <= self.levels <= _MOST_LABELS:
-            raise ValueError(f"levels must be odd and of 3 .. {_MOST_LABELS}, got {self.levels}")
+            raise ValueError(f"levels must be odd and of 3 .. {_MOST_LABELS}; got {self.levels}")
         if not 2 <= self.key_levels <= _MOST_LABELS:
-            raise ValueError(f"key_levels must be of 2 .. {_MOST_LABELS}, got {self.key_levels}")
+            raise ValueError(f"key_levels must be of 2 .. {_MOST_LABELS}; got {self.key_levels}")
         for name in ("group_of_pictures", "residual_divisor"):
             if not 1 <= getattr(self, name) < 1 << 32:
-                raise ValueError(f"{name} must be of 1 .. 2^32 - 1, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be of 1 .. 2^32 - 1; got {getattr(self, name)}")
         if not 1 <= self.block <= _MOST_BLOCK or height % self.block or width % self.block:
             raise ValueError(
-                f"block must be of 1 .. {_MOST_BLOCK} and divide {height} x {width}, got "
+                f"block must be of 1 .. {_MOST_BLOCK} and divide {height} x {width}; got "
                 f"{self.block}"
             )
         if self.block > 1 and self.key_levels % 2 == 0:
-            raise ValueError(f"key_levels must be odd with blocks, got {self.key_levels}")
+            raise ValueError(f"key_levels must be odd with blocks; got {self.key_levels}")
         for name, known in (("scan", _SCANS), ("stage", _STAGES), ("dtype", _DTYPES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {known}; got {getattr(self, name)!r}")
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
         if low.shape != high.shape or low.shape not in ((), (self.shape[3],)):
             raise ValueError(
-                f"low and high must be numbers or one for each of {self.shape[3]} channels, got "
+                f"low and high must be numbers or one for each of {self.shape[3]} channels; got "
                 f"shapes {low.shape} and {high.shape}"
             )
         if not np.all(np.isfinite(low) & np.isfinite(high) & (low < high)):
-            raise ValueError("low must be below high and both finite")
+            raise ValueError(
+                f"low must be below high and both finite; got {self.low} and {self.high}"
+            )
 
     @property
     def coded_shape(self) -> tuple[int, int, int, int]:
@@ -161,11 +166,11 @@ class Frame(NamedTuple):
     """One frame of a bitstream.
 
     Attributes:
-      number: from 0.
-      is_key: whether it stands for itself.
+      number: From 0.
+      is_key: Whether it stands for itself.
       labels: `int16[streams, h, w, c]`; with blocks `Header.coded_shape`.
-      bits: of its packet, all of it.
-      payload_bits: of its labels alone.
+      bits: Of its packet, all of it.
+      payload_bits: Of its labels alone.
     """
 
     number: int
@@ -179,11 +184,12 @@ class BitstreamWriter:
     """Writes frames of labels to a binary file, as they come.
 
     The header is written at once. Each packet goes out in one `write`, so that the file may be a
-    socket's; nothing is ever sought.
+    socket's; nothing is ever sought. Frames are numbered from 0 in 32 bits: a bitstream ends after
+    2^32 - 1 of them at the latest.
 
     Args:
-      file: open for writing bytes.
-      header: what is written.
+      file: Open for writing bytes.
+      header: What is written.
 
     >>> import io
     >>> file = io.BytesIO()
@@ -205,33 +211,42 @@ class BitstreamWriter:
         self._labels = LabelCoder(header)
         self._frames = 0
         data = header.to_bytes()
-        self._seed = zlib.crc32(data)
+        self._seed = _seed(data)
         file.write(data)
 
-    def write(self, labels: np.ndarray) -> tuple[int, int]:
+    def write(self, labels: np.ndarray, *, is_key: bool | None = None) -> tuple[int, int]:
         """Writes the next frame.
 
         Args:
           labels: `int[streams, h, w, c]`, or the header's `coded_shape`: of 0 .. `key_levels - 1`
-            every `group_of_pictures` frames, from the first; of 0 .. `levels - 1` else.
+            in a key frame, of 0 .. `levels - 1` else.
+          is_key: Whether it is a key frame; where None, every `group_of_pictures` frames, from the
+            first. These have to be key frames; any other may be one.
 
         Returns:
           The bytes of the packet, and those of its labels alone.
 
         Raises:
-          ValueError: the labels do not fit the header.
+          ValueError: The labels do not fit the header, a key frame is due, or the bitstream is
+            full.
         """
         header = self._header
         labels = np.asarray(labels)
-        is_key = self._frames % header.group_of_pictures == 0
+        due = self._frames % header.group_of_pictures == 0
+        is_key = due if is_key is None else bool(is_key)
+        if due and not is_key:
+            raise ValueError(f"is_key must be True for frame {self._frames}; got False")
+        if self._frames == _MOST_FRAMES:
+            raise ValueError(f"frames must be {_MOST_FRAMES} at most; got one more")
         levels = header.key_levels if is_key else header.levels
         if labels.shape != header.coded_shape or labels.dtype.kind not in "iu":
             raise ValueError(
-                f"labels must be integers {header.coded_shape}, got {labels.dtype} {labels.shape}"
+                f"labels must be integers {header.coded_shape}; got "
+                f"{labels.dtype}{list(labels.shape)}"
             )
         if labels.min() < 0 or labels.max() >= levels:
             raise ValueError(
-                f"labels must be of 0 .. {levels - 1}, got {labels.min()} .. {labels.max()}"
+                f"labels must be of 0 .. {levels - 1}; got {labels.min()} .. {labels.max()}"
             )
         payload = self._labels.encode(labels.astype(np.int16, copy=False), is_key=is_key)
         size = self._packet(_KEY if is_key else _RESIDUAL, payload)
@@ -258,17 +273,17 @@ class BitstreamReader:
     the file may be a socket's.
 
     Args:
-      file: open for reading bytes.
+      file: Open for reading bytes.
       skip_damaged: False raises at the first packet that is damaged, missing or out of order. True
         leaves it out, and all that cannot be decoded without it, and goes on at the next key frame
         that is whole; the frames' numbers tell what is missing. Only a bitstream that breaks off
         then still raises, after the last frame.
 
     Raises:
-      BitstreamError: the header is not one (at once); a packet is damaged (while iterating).
+      BitstreamError: The header is not one (at once); a packet is damaged (while iterating).
 
     Attributes:
-      header: what the writer was given.
+      header: What the writer was given.
     """
 
     def __init__(self, file: BinaryIO, *, skip_damaged: bool = False):
@@ -292,14 +307,14 @@ class BitstreamReader:
                 return
             is_key = packet.kind == _KEY
             in_order = packet.number == expected
-            due = packet.number % self.header.group_of_pictures == 0
-            if (not in_order or is_key != due) and not self._skip:
+            may_be = is_key or packet.number % self.header.group_of_pictures != 0
+            if not ((in_order and may_be) or self._skip):
                 raise BitstreamError(
                     f"frame {expected} was to come, packet holds frame {packet.number}"
-                    + ("" if is_key == due else ", of the wrong kind")
+                    + ("" if may_be else ", of the wrong kind")
                 )
             # Old packets sent again, or a wrong kind: as if they were not there.
-            if packet.number < expected or is_key != due:
+            if packet.number < expected or not may_be:
                 continue
             expected = packet.number + 1
             intact = is_key or (intact and in_order)
@@ -328,7 +343,7 @@ class BitstreamReader:
         checksum = self._bytes.take(_CRC32.size, "the header")
         if _CRC32.pack(zlib.crc32(start + body)) != checksum:
             raise BitstreamError("the header is damaged: its checksum differs")
-        self._seed = zlib.crc32(start + body + checksum)
+        self._seed = _seed(start + body + checksum)
         streams, height, width, depth, dtype, scan, stage, block, *numbers = _FIELDS.unpack_from(
             body
         )
@@ -404,7 +419,7 @@ class LabelCoder:
     """Codes the labels of frame after frame by a header's stage; one for each end.
 
     Args:
-      header: of the bitstream that they are for.
+      header: Of the bitstream that they are for.
 
     >>> header = Header(
     ...     shape=(1, 4, 4, 2), low=-1.0, high=3.0, levels=9, key_levels=9, group_of_pictures=15
@@ -443,7 +458,7 @@ class LabelCoder:
         """Decodes one frame.
 
         Raises:
-          BitstreamError: the payload is not one of these labels.
+          BitstreamError: The payload is not one of these labels.
         """
         header = self._header
         if self._context is not None:
@@ -498,6 +513,14 @@ class _Bytes:
 
     def at_end(self) -> bool:
         return not self.has(1)
+
+
+def _seed(header: bytes) -> int:
+    """What checksums of packets begin with: that of the header, itself left out.
+
+    With it they would begin alike under every header: a CRC over data and their CRC is constant.
+    """
+    return zlib.crc32(header[: -_CRC32.size])
 
 
 def _pack(kind: int, number: int, payload: bytes, seed: int) -> bytes:

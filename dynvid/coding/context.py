@@ -71,7 +71,7 @@ class ContextCoder:
       shape: `(streams, h, w, c)` of every frame.
       levels: k of residual frames, odd.
       key_levels: k_key; odd where `block` is more than 1.
-      block: side of the blocks that were transformed, 1 where none was: channels are then `block^2`
+      block: Side of the blocks that were transformed, 1 where none was: channels are then `block^2`
         bands of equally many, by rising frequency, as `dynvid.ops.block_transform` orders them.
 
     Exact: `decode` gives back what `encode` was given, where both ends have seen the same frames
@@ -127,7 +127,7 @@ class ContextCoder:
 
         Args:
           labels: `int16[streams, h, w, c]`.
-          is_key: whether it is a key frame.
+          is_key: Whether it is a key frame.
 
         Returns:
           The bytes.
@@ -145,17 +145,17 @@ class ContextCoder:
         """Decodes one frame.
 
         Args:
-          data: what `encode` returned.
-          is_key: whether it is a key frame.
+          data: What `encode` returned.
+          is_key: Whether it is a key frame.
 
         Returns:
           `int16[streams, h, w, c]`.
 
         Raises:
-          BitstreamError: the bytes are no arithmetic code.
+          BitstreamError: The bytes are no arithmetic code.
         """
         if len(data) % 4:
-            raise BitstreamError(f"arithmetic code comes in words of 4 bytes, got {len(data)}")
+            raise BitstreamError(f"arithmetic code comes in words of 4 bytes; got {len(data)}")
         coder = _RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
 
         def code(contexts: np.ndarray, models: _Bits | _Models, symbols: Any) -> np.ndarray:

@@ -25,9 +25,9 @@ class HevcPacket(NamedTuple):
     """One coded picture.
 
     Attributes:
-      data: its NAL units with start codes (Annex B). Those of an I picture include the parameter
+      data: Its NAL units with start codes (Annex B). Those of an I picture include the parameter
         sets (VPS, SPS, PPS: some 80 bytes), so decoding can begin at any of them.
-      frame: its number, from 0.
+      frame: Its number, from 0.
       kind: "I" (an IDR picture: nothing before it is needed) or "P".
     """
 
@@ -54,14 +54,14 @@ def encode_hevc(
     rate control are off at a constant QP.
 
     Args:
-      frames: uint8 pictures of one size: `(H, W)` for "gray", `(H, W, 3)` RGB for "yuv420p". What
+      frames: Pictures of one size, uint8: `(H, W)` for "gray", `(H, W, 3)` RGB for "yuv420p". What
         is not a multiple of 2, or is under 16 pixels, is padded by repeating its edge.
       qp: 0 .. 51.
-      gop: pictures from one I picture to the next.
-      ctu: largest coding unit in pixels; None for x265's own, 64. IFMDC takes 16 for feature maps.
+      gop: Pictures from one I picture to the next.
+      ctu: Largest coding unit in pixels; None for x265's own, 64. IFMDC takes 16 for feature maps.
       pixel_format: "gray" codes no chroma (4:0:0); "yuv420p" BT.601 of limited range.
-      preset: x265's.
-      threads: size of x265's thread pool, None for as many as the machine has processors. Pictures
+      preset: That of x265.
+      threads: Size of x265's thread pool, None for as many as the machine has processors. Pictures
         are coded one at a time whatever it is, so it does not change a bit.
 
     Returns:
@@ -69,7 +69,7 @@ def encode_hevc(
       come when as many frames have been taken.
 
     Raises:
-      ValueError: an option, a frame's shape or its dtype is not as above.
+      ValueError: An option, a frame's shape or its dtype is not as above.
 
     Approximate because HEVC is lossy: chroma is halved, and coefficients are quantised.
 
@@ -78,13 +78,13 @@ def encode_hevc(
     ['I', 'P', 'P', 'I']
     """
     if not 0 <= qp <= 51:
-        raise ValueError(f"qp must be 0 .. 51, got {qp}")
+        raise ValueError(f"qp must be 0 .. 51; got {qp}")
     if gop < 1:
-        raise ValueError(f"gop must be at least 1 picture, got {gop}")
+        raise ValueError(f"gop must be at least 1 picture; got {gop}")
     if ctu not in (None, 16, 32, 64):
-        raise ValueError(f"ctu must be 16, 32, 64 or None, got {ctu}")
+        raise ValueError(f"ctu must be 16, 32, 64 or None; got {ctu}")
     if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+        raise ValueError(f"threads must be at least 1; got {threads}")
     _check_pixel_format(pixel_format)
     parameters = {
         "keyint": gop,
@@ -117,8 +117,8 @@ def decode_hevc(
     """Decodes what `encode_hevc` coded.
 
     Args:
-      packets: from an I picture on, without a gap.
-      pixel_format: what they were coded with.
+      packets: From an I picture on, without a gap.
+      pixel_format: What they were coded with.
       size: `(height, width)` of the frames that were coded; what was padded is cut off. None leaves
         the padding.
 
@@ -154,7 +154,7 @@ def tile(features: np.ndarray) -> np.ndarray:
       `(..., rows * h, columns * w)`; tiles without a channel are zero.
 
     Raises:
-      ValueError: no height, width or channels.
+      ValueError: No height, width or channels.
 
     Exact: `untile` gives the feature map again.
 
@@ -186,7 +186,7 @@ def untile(picture: np.ndarray, *, channels: int) -> np.ndarray:
       `(..., h, w, C)`.
 
     Raises:
-      ValueError: the picture is not a whole number of tiles in height and width.
+      ValueError: The picture is not a whole number of tiles in height and width.
 
     Exact.
 
@@ -214,7 +214,7 @@ def quilt(features: np.ndarray) -> np.ndarray:
       `(..., rows * h, columns * w)`; places without a channel repeat the last one.
 
     Raises:
-      ValueError: no height, width or channels.
+      ValueError: No height, width or channels.
 
     Exact: `unquilt` gives the feature map again.
 
@@ -244,7 +244,7 @@ def unquilt(picture: np.ndarray, *, channels: int) -> np.ndarray:
       `(..., h, w, C)`.
 
     Raises:
-      ValueError: the picture is not a whole number of patches in height and width.
+      ValueError: The picture is not a whole number of patches in height and width.
 
     Exact.
 
@@ -343,7 +343,7 @@ def _padded(side: int) -> int:
 
 def _check_pixel_format(pixel_format: str) -> None:
     if pixel_format not in ("gray", "yuv420p"):
-        raise ValueError(f"pixel_format must be 'gray' or 'yuv420p', got {pixel_format!r}")
+        raise ValueError(f"pixel_format must be 'gray' or 'yuv420p'; got {pixel_format!r}")
 
 
 def _check_frame(frame: np.ndarray, number: int, pixel_format: str, shape: tuple[int, ...]) -> None:
@@ -351,7 +351,7 @@ def _check_frame(frame: np.ndarray, number: int, pixel_format: str, shape: tuple
     right = frame.ndim == 2 if pixel_format == "gray" else frame.shape[2:] == (3,)
     if frame.dtype != np.uint8 or not right or 0 in frame.shape:
         found = f"{frame.dtype}{frame.shape}"
-        raise ValueError(f"frame {number} must be uint8{expected} for {pixel_format}, got {found}")
+        raise ValueError(f"frame {number} must be uint8{expected} for {pixel_format}; got {found}")
     if frame.shape != shape:
         raise ValueError(f"frame {number} has shape {frame.shape}, the first has {shape}")
 
@@ -359,14 +359,14 @@ def _check_frame(frame: np.ndarray, number: int, pixel_format: str, shape: tuple
 def _grid(channels: int) -> tuple[int, int]:
     """Rows and columns."""
     if channels < 1:
-        raise ValueError(f"channels must be at least 1, got {channels}")
+        raise ValueError(f"channels must be at least 1; got {channels}")
     bits = (channels - 1).bit_length()
     return 2 ** (bits // 2), 2 ** (bits - bits // 2)
 
 
 def _map_shape(features: np.ndarray) -> tuple[int, int, int]:
     if features.ndim < 3 or 0 in features.shape[-3:]:
-        raise ValueError(f"features must be (..., h, w, C), none of them 0, got {features.shape}")
+        raise ValueError(f"features must be (..., h, w, C), none of them 0; got {features.shape}")
     height, width, channels = features.shape[-3:]
     return height, width, channels
 
@@ -376,5 +376,5 @@ def _cut(picture: np.ndarray, channels: int) -> tuple[int, int, int, int]:
     rows, columns = _grid(channels)
     if picture.ndim < 2 or picture.shape[-2] % rows or picture.shape[-1] % columns:
         expected = f"(..., {rows} h, {columns} w) for {channels} channels"
-        raise ValueError(f"picture must be {expected}, got {picture.shape}")
+        raise ValueError(f"picture must be {expected}; got {picture.shape}")
     return rows, columns, picture.shape[-2] // rows, picture.shape[-1] // columns

@@ -69,7 +69,7 @@ def unpack_lengths(data: bytes, *, symbols: int) -> tuple[np.ndarray, int]:
       The lengths, `int64[symbols]`, and how many bytes they took.
 
     Raises:
-      BitstreamError: the data are too short, or no prefix code has these lengths.
+      BitstreamError: The data are too short, or no prefix code has these lengths.
 
     >>> unpack_lengths(bytes.fromhex("b122"), symbols=4)
     (array([1, 0, 2, 2]), 2)
@@ -88,7 +88,7 @@ def encode_symbols(symbols: np.ndarray, lengths: np.ndarray) -> bytes:
 
     Args:
       symbols: `int[n]`, each with a length above 0.
-      lengths: as `code_lengths` returns them.
+      lengths: As `code_lengths` returns them.
 
     >>> encode_symbols(np.array([0, 3, 0, 2]), np.array([1, 0, 2, 2])).hex()
     '68'
@@ -103,15 +103,15 @@ def decode_symbols(data: bytes, lengths: np.ndarray, *, count: int) -> np.ndarra
     from word to word is a loop.
 
     Args:
-      data: exactly the bytes that were written.
-      lengths: of the code words.
-      count: how many symbols there are.
+      data: Exactly the bytes that were written.
+      lengths: Of the code words.
+      count: How many symbols there are.
 
     Returns:
       `int64[count]`.
 
     Raises:
-      BitstreamError: the bytes are not that many symbols.
+      BitstreamError: The bytes are not that many symbols.
 
     >>> decode_symbols(bytes.fromhex("68"), np.array([1, 0, 2, 2]), count=4)
     array([0, 3, 0, 2])

@@ -3,6 +3,7 @@
 Lightweight compression of neural network feature tensors for collaborative intelligence (ICME
 2020): clip, quantise uniformly (`dynvid.ops.quantize.uniform_quantize` does both), write labels in
 truncated unary, code its bins by an adaptive binary arithmetic coder with a context per position.
+`dynvid.ops.quantize.uniform_dequantize` makes values of the decoded labels.
 """
 
 from typing import Any
@@ -42,7 +43,7 @@ def encode_lightweight(labels: np.ndarray, *, levels: int) -> bytes:
       The bytes, a whole number of 32-bit words. Neither the shape nor N is in them.
 
     Raises:
-      ValueError: fewer than 2 levels, or labels that are no integers or out of range.
+      ValueError: Fewer than 2 levels, or labels that are no integers or out of range.
 
     Exact: `decode_lightweight` gives the labels back.
 
@@ -51,10 +52,12 @@ def encode_lightweight(labels: np.ndarray, *, levels: int) -> bytes:
     """
     _check_levels(levels)
     if not np.issubdtype(labels.dtype, np.integer) or not labels.ndim:
-        raise ValueError(f"labels must be integers[..., C], got {labels.dtype}{labels.shape}")
+        raise ValueError(
+            f"labels must be integers (..., C); got {labels.dtype}{list(labels.shape)}"
+        )
     if labels.size and (labels.min() < 0 or labels.max() >= levels):
         found = f"{labels.min()} .. {labels.max()}"
-        raise ValueError(f"labels must be 0 .. {levels - 1} for {levels} levels, got {found}")
+        raise ValueError(f"labels must be 0 .. {levels - 1} for {levels} levels; got {found}")
     coder = _RangeEncoder()
     contexts = _Contexts(labels.shape[-1], levels)
     for row in labels.reshape(-1, labels.shape[-1]) if labels.size else ():
@@ -74,7 +77,7 @@ def decode_lightweight(data: bytes, *, levels: int, shape: tuple[int, ...]) -> n
     """Decodes what `encode_lightweight` coded.
 
     Args:
-      data: the bytes.
+      data: The bytes.
       levels: N, as they were coded.
       shape: `(..., C)` of the labels.
 
@@ -82,8 +85,8 @@ def decode_lightweight(data: bytes, *, levels: int, shape: tuple[int, ...]) -> n
       `int32[..., C]`.
 
     Raises:
-      ValueError: fewer than 2 levels, or the shape has no or a negative side.
-      BitstreamError: the bytes are no such code, or words are left. Not all damage is noticed: it
+      ValueError: Fewer than 2 levels, or the shape has no or a negative side.
+      BitstreamError: The bytes are no such code, or words are left. Not all damage is noticed: it
         has no checksum.
 
     Exact.
@@ -95,9 +98,9 @@ def decode_lightweight(data: bytes, *, levels: int, shape: tuple[int, ...]) -> n
     """
     _check_levels(levels)
     if not shape or min(shape) < 0:
-        raise ValueError(f"shape must be (..., C), none of them negative, got {shape}")
+        raise ValueError(f"shape must be (..., C), none of them negative; got {shape}")
     if len(data) % 4:
-        raise BitstreamError(f"arithmetic code comes in words of 4 bytes, got {len(data)}")
+        raise BitstreamError(f"arithmetic code comes in words of 4 bytes; got {len(data)}")
     coder = _RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
     contexts = _Contexts(shape[-1], levels)
     labels = np.zeros(shape, np.int32)
@@ -126,16 +129,16 @@ def calibrate_maximum(values: ArrayLike, *, levels: int, minimum: float = 0.0) -
     Laplace density passed through the activation; here it is evaluated on the values themselves.
 
     Args:
-      values: `[...]`, finite, of calibration frames; a sample will do.
+      values: Finite, of any shape, of calibration frames; a sample will do.
       levels: N, at least 2.
-      minimum: the lower end; the paper has it near 0 behind (leaky) ReLU.
+      minimum: The lower end; the paper has it near 0 behind (leaky) ReLU.
 
     Returns:
       c, above `minimum`, in the unit of the values: the best of a grid of 1/256 of their range,
       then of 1/256 of its step.
 
     Raises:
-      ValueError: fewer than 2 levels, or no finite value above `minimum`.
+      ValueError: Fewer than 2 levels, or no finite value above `minimum`.
 
     Approximate because the error has local minima between the points of the first grid.
 
@@ -182,4 +185,4 @@ class _Contexts:
 
 def _check_levels(levels: int) -> None:
     if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
+        raise ValueError(f"levels must be at least 2; got {levels}")

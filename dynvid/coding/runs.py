@@ -1,8 +1,8 @@
 """N-run-length tokens as bits: rates R1 (fixed fields) and R2 (Huffman-coded run classes).
 
 IFMDC (arXiv 2411.00984), section III, Figure 6; the fields are ours, the paper names none.
-`dynvid.ops.run_length` makes the same tokens inside `jit`; here, on the host, they follow from the
-places of the literals alone.
+`dynvid.ops.run_length` makes and counts the same tokens inside `jit`; here, on the host, they
+follow from the places of the literals alone.
 """
 
 import struct
@@ -68,15 +68,15 @@ def decode_fixed(data: bytes, *, levels: int, size: int) -> np.ndarray:
     """Reads what `encode_fixed` wrote.
 
     Args:
-      data: the bytes.
+      data: The bytes.
       levels: k.
-      size: how many labels there are.
+      size: How many labels there are.
 
     Returns:
       `int16[size]`.
 
     Raises:
-      BitstreamError: the bytes are not `size` labels of `levels`.
+      BitstreamError: The bytes are not `size` labels of `levels`.
 
     >>> data = encode_fixed(np.array([4, 4, 1, 4]), run_label=4, levels=9)
     >>> decode_fixed(data, levels=9, size=4)
@@ -145,15 +145,15 @@ def decode_huffman(data: bytes, *, levels: int, size: int) -> np.ndarray:
     """Reads what `encode_huffman` wrote.
 
     Args:
-      data: the bytes.
+      data: The bytes.
       levels: k.
-      size: how many labels there are.
+      size: How many labels there are.
 
     Returns:
       `int16[size]`.
 
     Raises:
-      BitstreamError: the bytes are not `size` labels of `levels`.
+      BitstreamError: The bytes are not `size` labels of `levels`.
 
     >>> data = encode_huffman(np.array([4, 4, 1, 4]), run_label=4, levels=9)
     >>> decode_huffman(data, levels=9, size=4)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,141 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dynvid.graph.evaluate import Evaluator
+from dynvid.graph.trace import Node, Value
 from dynvid.incremental import program
 from dynvid.incremental.plan import Boundary, Plan, Segment
 from dynvid.incremental.program import Program
 from dynvid.incremental.rules import Layout, Window, mask_through
-from dynvid.incremental.trace import Node, Value
+from dynvid.incremental.state import State, interior, same_sample, sample, write_interior
+from dynvid.kernels.masked_conv import CellGrid, update_cells
 from dynvid.ops import cells, masks
+from dynvid.ops.refresh import moved_beyond, refreshed
 from dynvid.types import Work
-
-Halo = tuple[tuple[int, int], tuple[int, int]]
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["frames", "caches", "tolerances", "weights", "work", "changes"],
-    meta_fields=["names", "halos", "layouts", "axes"],
-)
-@dataclasses.dataclass(frozen=True)
-class State:
-    """What an incremental function keeps between frames: a pytree of arrays, to donate or save.
-
-    Attributes:
-      frames: The reference frames with their halo of zeros, `(streams, H', W', C)`.
-      caches: What each unit keeps: maps with their halo, `(streams, h', w', ...)`, or vectors.
-      tolerances: The truncation of each cache in its own unit, `float32[streams]`.
-      weights: Kernels in the form that the cells read, made once from the parameters.
-      work: What the last step executed.
-      changes: Where each leaf of the output may differ from what it was before the last step, in
-        the order of `jax.tree.leaves`: `bool[streams, h, w]` for maps, whatever the model's own
-        axis order, `bool[streams]` for everything else. All True after `init`; all False after
-        every step for what does not depend on the frames. How the same the rest is, `incremental`
-        says.
-      names: The unit that each cache belongs to.
-      halos: The halo of the frames and of each cache, None for vectors.
-      layouts: The model's own axis order of each cached map, None for vectors.
-      axes: The stream axis of each cache as it is stored, -1 where it is of all streams together.
-    """
-
-    frames: jax.Array
-    caches: tuple[jax.Array, ...]
-    tolerances: tuple[jax.Array, ...]
-    weights: tuple[jax.Array, ...]
-    work: Work
-    changes: tuple[jax.Array, ...]
-    names: tuple[str, ...]
-    halos: tuple[Halo | None, ...]
-    layouts: tuple[Layout | None, ...]
-    axes: tuple[int, ...]
-
-    def stream_axes(self) -> "State":
-        """The same pytree with the stream axis of each leaf; -1 where it is of all streams."""
-        first = jax.tree.map(lambda _: 0, self)
-        work = first.work._replace(details=jax.tree.map(lambda _: -1, first.work.details))
-        weights = tuple(-1 for _ in self.weights)
-        return dataclasses.replace(first, caches=self.axes, weights=weights, work=work)
-
-    def restarted(self, which: jax.Array) -> "State":
-        """The state once some of its streams have been replaced; see `dynvid.replace_streams`."""
-        del which
-        return self
-
-    @property
-    def reference(self) -> jax.Array:
-        """The frames that the outputs belong to, `(streams, H, W, C)`."""
-        halo = self.halos[0]
-        assert halo is not None
-        return interior(self.frames, halo)
-
-
-def interior(padded: jax.Array, halo: Halo) -> jax.Array:
-    """A map without its halo.
-
-    >>> interior(jnp.arange(9).reshape(1, 3, 3), ((1, 0), (1, 1))).tolist()
-    [[[3, 4]]]
-    """
-    (top, left), (bottom, right) = halo
-    return padded[:, top : padded.shape[1] - bottom, left : padded.shape[2] - right]
-
-
-def write_interior(padded: jax.Array, values: jax.Array, halo: Halo) -> jax.Array:
-    """Writes a map into the inside of its halo."""
-    start = (0, *halo[0], *(0,) * (padded.ndim - 3))
-    return lax.dynamic_update_slice(padded, values.astype(padded.dtype), start)
-
-
-def _differs(new: jax.Array, old: jax.Array, tolerance: jax.Array, axes) -> jax.Array:
-    """Where a value moved by at least the tolerance (by anything at all where that is zero)."""
-    same = new == old
-    if jnp.issubdtype(new.dtype, jnp.floating):
-        shape = (-1, *(1,) * (new.ndim - 1)) if new.ndim else ()
-        same = same | (jnp.abs(new - old) < tolerance.reshape(shape))
-    return jnp.any(~same, axis=axes)
-
-
-def _choose(moved: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """The new value at positions `(n, h, w)` that moved, the old one elsewhere."""
-    return jnp.where(moved.reshape(*moved.shape, *(1,) * (new.ndim - 3)), new, old)
-
-
-class _Dense:
-    """Evaluates values in the model's own layout, from what is kept; remembers what it made."""
-
-    def __init__(self, known: dict[Value, jax.Array], load: Callable[[Value], jax.Array | None]):
-        self.known = known
-        self._load = load
-
-    def child(self, fresh: frozenset[Node] = frozenset()) -> "_Dense":
-        """An evaluator for a nested trace: what it makes does not leak out of it.
-
-        Args:
-          fresh: Operations to run again although their results are kept.
-        """
-        load = self._load
-        return _Dense(dict(self.known), lambda v: None if v.node in fresh else load(v))
-
-    def __call__(self, value: Value) -> jax.Array:
-        if value in self.known:
-            return self.known[value]
-        if value.constant is not None:
-            return jnp.asarray(value.constant, value.dtype)
-        kept = self._load(value)
-        if kept is not None:
-            self.known[value] = kept
-            return kept
-        node = value.node
-        assert node is not None
-        outputs = node.bind(*(self(v) for v in node.inputs))
-        self.known.update(zip(node.outputs, outputs, strict=True))
-        return self.known[value]
 
 
 @dataclasses.dataclass
 class _Cells:
     """The context of a program's evaluation: which cells, and where to find everything else."""
 
-    evaluate: _Dense
+    evaluate: Evaluator
     weights: dict[Node, jax.Array]
     stream: jax.Array
     index: tuple[jax.Array, jax.Array]
@@ -217,9 +99,10 @@ class Runner:
         self.count = plan.graph.frames.shape[0]
         self.slot = {value: i for i, value in enumerate(plan.kept)}
         self.caches: list[Any] = [None] * len(plan.kept)
-        self.evaluate = _Dense({}, self._load)
+        self.evaluate = Evaluator(self._load)
         self.weights: dict[Node, jax.Array] = {}
         self.change: dict[Value, jax.Array] = {}
+        self._params = params
         self._arguments = jax.tree.leaves(params)
         self._winograd = [
             step.node
@@ -266,22 +149,23 @@ class Runner:
             return self.change[value]
         op = self.plan.ops.get(value.node) if value.node is not None else None
         inputs = value.node.inputs if value.node is not None else ()
-        moved = [self.mask(v) for v in inputs if v.dynamic and v not in self.plan.layouts]
+        moved = [self.mask(v) for v in inputs if v.frame_dependent and v not in self.plan.layouts]
         if op is None:
             mask = functools.reduce(jnp.logical_or, moved)
         else:
             layout = self.plan.layouts[value]
             size = (value.shape[layout.row], value.shape[layout.column])
             parts = [
-                mask_through(self.mask(v), reach, size)
-                for v, reach in zip(op.operands, op.reaches, strict=True)
+                mask_through(self.mask(v), receptive_field, size)
+                for v, receptive_field in zip(op.operands, op.receptive_fields, strict=True)
             ]
             mask = functools.reduce(jnp.logical_or, [*parts, *(m[:, None, None] for m in moved)])
         self.change[value] = mask
         return mask
 
     def _output_mask(self, value: Value) -> jax.Array:
-        return self.mask(value) if value.dynamic else jnp.zeros(self._mask_shape(value), bool)
+        still = jnp.zeros(self._mask_shape(value), bool)
+        return (self.mask(value) if value.frame_dependent else still) | self.renew
 
     def _mask_shape(self, value: Value) -> tuple[int, ...]:
         """`(S, h, w)` of a map, `(S,)` of everything else."""
@@ -337,14 +221,12 @@ class Runner:
         plan = self.plan
         low, high = plan.halos[plan.graph.frames]
         self.frames = cells.add_halo(frames, low=low, high=high)
-        tolerances: list[Any] = [None] * len(plan.kept)
-        names: list[str] = [""] * len(plan.kept)
+        made: list[Any] = [None] * len(plan.kept)
         for unit in plan.units:
             run = self._on_frame if isinstance(unit, Segment) else self._on_boundary
             for value, array in zip(unit.outputs, run(unit), strict=True):  # type: ignore[arg-type]
                 i = self.slot[value]
-                names[i] = unit.name
-                tolerances[i] = plan.truncation[value] * self._rms(value, array)
+                made[i] = self._rms(value, array)
                 if value in plan.layouts:
                     low, high = plan.halos[value]
                     array = cells.add_halo(array, low=low, high=high)
@@ -360,17 +242,29 @@ class Runner:
                 "dense": jnp.ones(len(segments), bool),
             },
         )
+        scales = jnp.stack(made) if made else jnp.zeros((0, self.count), jnp.float32)
+        layers = plan.layers
         return State(
             frames=self.frames,
             caches=tuple(self.caches),
-            tolerances=tuple(tolerances),
+            threshold=jnp.zeros(self.count, jnp.float32),
+            truncation=jnp.zeros((len(layers), self.count), jnp.float32),
+            scales=scales,
             weights=self._prepare(),
+            parameters=sample(self._params),
+            joined=jnp.zeros(self.count, bool),
             work=work,
             changes=tuple(jnp.ones(self._mask_shape(v), bool) for v in plan.graph.outputs),
-            names=tuple(names),
+            names=plan.names,
+            layers=layers,
+            rows=tuple(
+                layers.index(name) if value in plan.compared else -1
+                for value, name in zip(plan.kept, plan.names, strict=True)
+            ),
             halos=tuple(plan.halos.get(v) for v in (plan.graph.frames, *plan.kept)),
             layouts=tuple(plan.layouts.get(v) for v in (plan.graph.frames, *plan.kept)),
             axes=tuple(0 if v in plan.layouts else plan.streams.get(v, -1) for v in plan.kept),
+            compares=plan.compares,
         )
 
     def _rms(self, value: Value, array: jax.Array) -> jax.Array:
@@ -384,6 +278,21 @@ class Runner:
 
     # Every later frame.
 
+    def check(self, state: State) -> None:
+        """Checks that a state is of this function.
+
+        Raises:
+          ValueError: It is of another one.
+        """
+        plan = self.plan
+        halos = tuple(plan.halos.get(v) for v in (plan.graph.frames, *plan.kept))
+        mine = (plan.names, plan.layers, halos, len(self._winograd))
+        if (state.names, state.layers, state.halos, len(state.weights)) != mine:
+            raise ValueError(
+                "state must be of this very function, made with the same cell and with a "
+                "truncation where this one has a truncation; got the state of another"
+            )
+
     def step(
         self, state: State, frames: jax.Array, changed: jax.Array, *, composite: bool
     ) -> State:
@@ -396,9 +305,17 @@ class Runner:
           composite: Whether unchanged pixels keep their reference value (else: the new one).
         """
         plan = self.plan
-        self.weights = dict(zip(self._winograd, state.weights, strict=True))
+        # Other parameters than before: nothing that is kept is right any more.
+        parameters = sample(self._params)
+        self.renew = ~same_sample(parameters, state.parameters)
+        self.joined = jnp.any(state.joined)
+        changed = changed | self.renew
+        weights = state.weights
+        if weights:
+            weights = lax.cond(self.renew, self._prepare, lambda: state.weights)
+        self.weights = dict(zip(self._winograd, weights, strict=True))
         self.caches = list(state.caches)
-        self.tolerances = state.tolerances
+        self.tolerances = jnp.where(self.renew, 0, state.tolerances)
         new = jnp.where(changed[..., None], frames, state.reference) if composite else frames
         halo = plan.halos[plan.graph.frames]
         self.frames = write_interior(state.frames, new, halo)
@@ -428,6 +345,9 @@ class Runner:
             state,
             frames=self.frames,
             caches=tuple(self.caches),
+            weights=weights,
+            parameters=parameters,
+            joined=jnp.zeros_like(state.joined),
             work=work,
             changes=tuple(map(self._output_mask, plan.graph.outputs)),
         )
@@ -436,13 +356,13 @@ class Runner:
         """Runs a segment; returns active cells by stream, and whether it ran on whole frames."""
         self._prefetch(segment)
         slots = [self.slot[value] for value in segment.outputs]
-        marked = [self.mask(value) for value in segment.outputs]
+        marked = [self.mask(value) | self.renew for value in segment.outputs]
         active = masks.to_cells(functools.reduce(jnp.logical_or, marked), segment.cell)
         counts = jnp.sum(active, axis=(1, 2), dtype=jnp.int32)
         total = jnp.sum(counts)
         limit = segment.break_even * active.size if segment.on_cells is not None else 0
         dense = total > limit
-        refresh = [self.plan.truncation[value] > 0 for value in segment.outputs]
+        refresh = [value in self.plan.compared for value in segment.outputs]
         halos = [self.plan.halos[value] for value in segment.outputs]
         carry = (
             [self.caches[i] for i in slots],
@@ -454,12 +374,12 @@ class Runner:
             for i, new in enumerate(self._on_frame(segment)):
                 if refresh[i]:
                     old = interior(caches[i], halos[i])
-                    moved = marked[i] & _differs(
-                        new, old, self.tolerances[slots[i]], tuple(range(3, new.ndim))
+                    moved = marked[i] & moved_beyond(
+                        new, old, self.tolerances[slots[i]], axes=range(3, new.ndim)
                     )
                     whole = masks.to_cells(moved, segment.cell)
                     moved = marked[i] & masks.from_cells(whole, segment.cell, segment.grid)
-                    new = _choose(moved, new, old)
+                    new = refreshed(moved, new, old)
                     marks[i] = moved
                 caches[i] = write_interior(caches[i], new, halos[i])
             return caches, marks
@@ -467,54 +387,39 @@ class Runner:
         if segment.break_even < 1:
             carry = lax.cond(dense, on_frame, lambda carry: carry, carry)
         if segment.on_cells is not None:
-            carry = self._loop(segment, active, jnp.where(dense, 0, total), marked, refresh, carry)
+            count = jnp.where(dense, 0, total)
+            carry = self._loop(segment, active, count, marked, refresh, carry)
         for i, cache in zip(slots, carry[0], strict=True):
             self.caches[i] = cache
         self.change.update(zip(segment.outputs, carry[1], strict=True))
         return counts, dense
 
     def _loop(self, segment: Segment, active, total, marked, refresh: list[bool], carry):
-        """The hot loop: gathers a chunk of cells, computes them, writes them back."""
+        """Computes the active cells."""
         part = segment.on_cells
         assert part is not None
+        rows, columns = part.window
         slots = [self.slot[value] for value in segment.outputs]
-        halos = [self.plan.halos[value] for value in segment.outputs]
-        size = segment.cell
-        chunk = segment.chunk
-        work = masks.worklist(active)
-
-        def on_chunk(k, carry):
-            caches, marks = list(carry[0]), list(carry[1])
-            stream, row, column = (
-                lax.dynamic_slice(x, (k * chunk,), (chunk,))
-                for x in (work.stream, work.row, work.column)
-            )
-            context = _Cells(self.evaluate, {}, stream, (row, column), False)
-            rows, columns = context.starts(part.window)
-            for i, new in enumerate(self._run(part, stream, (row, column), dense=False)):
-                (top, left), _ = halos[i]
-                at = (stream, rows + top, columns + left)
-                if refresh[i]:
-                    old = cells.gather_windows(caches[i], *at, size=size)
-                    here = (stream, rows, columns)
-                    tolerance = self.tolerances[slots[i]][stream]
-                    moved = _differs(new, old, tolerance, tuple(range(3, new.ndim)))
-                    # A cell is replaced as a whole: the border of what moved would stay behind.
-                    moved = jnp.any(moved, axis=(1, 2), keepdims=True)
-                    moved &= cells.gather_windows(marked[i], *here, size=size)
-                    new = _choose(moved, new, old)
-                    # Cells at the far border overlap: what one marked, the next must not unmark.
-                    moved |= cells.gather_windows(marks[i], *here, size=size)
-                    marks[i] = cells.scatter_windows(marks[i], moved, *here)
-                caches[i] = cells.scatter_windows(caches[i], new, *at)
-            return caches, marks
-
-        return lax.fori_loop(0, -(-total // chunk), on_chunk, carry)
+        return update_cells(
+            lambda stream, row, column: self._run(part, stream, (row, column), dense=False),
+            carry[0],
+            masks.worklist(active),
+            grid=CellGrid(rows.starts, columns.starts, size=segment.cell, shape=segment.grid),
+            origins=[self.plan.halos[value][0] for value in segment.outputs],
+            chunk=segment.chunk,
+            count=total,
+            marked=marked,
+            moved=carry[1],
+            tolerances=[
+                self.tolerances[i] if r else None for i, r in zip(slots, refresh, strict=True)
+            ],
+        )
 
     def _boundary(self, boundary: Boundary) -> jax.Array:
         """Runs a boundary where anything it reads changed; returns whether it ran."""
         moved = [jnp.any(self.mask(value)) for value in boundary.inputs]
-        run = functools.reduce(jnp.logical_or, moved)
+        # What mixes the streams is another thing once one of them has been replaced.
+        run = functools.reduce(jnp.logical_or, moved, self.renew | self.joined)
         slots = [self.slot[value] for value in boundary.outputs]
         keep = [self.caches[i] for i in slots]
 
@@ -543,14 +448,16 @@ class Runner:
         if value in self.plan.layouts:
             halo = self.plan.halos[value]
             inside = interior(old, halo)
-            moved = _differs(new, inside, tolerance, tuple(range(3, new.ndim)))
-            return write_interior(old, _choose(moved, new, inside), halo), moved
+            moved = self.renew | moved_beyond(new, inside, tolerance, axes=range(3, new.ndim))
+            return write_interior(old, refreshed(moved, new, inside), halo), moved
         axis = self.plan.streams.get(value)
         if axis is None:
-            moved = _differs(new, old, jnp.min(tolerance)[None], tuple(range(new.ndim)))
+            moved = moved_beyond(new, old, jnp.min(tolerance)[None], axes=range(new.ndim))
+            moved |= self.renew | self.joined
             return jnp.where(moved, new, old), jnp.broadcast_to(moved, (self.count,))
         front = jnp.moveaxis(new, axis, 0)
-        moved = _differs(front, jnp.moveaxis(old, axis, 0), tolerance, tuple(range(1, new.ndim)))
+        kept = jnp.moveaxis(old, axis, 0)
+        moved = self.renew | moved_beyond(front, kept, tolerance, axes=range(1, new.ndim))
         shape = [1] * new.ndim
         shape[axis] = self.count
         return jnp.where(moved.reshape(shape), new, old), moved

@@ -8,12 +8,12 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from dynvid.graph.trace import Node
 from dynvid.incremental.plan import Plan, Segment, node_macs
-from dynvid.incremental.trace import Node
 from dynvid.incremental.transform import plan_for
 from dynvid.types import Params
 
-Mode = Literal["incremental", "moved", "dense", "fixed"]
+Mode = Literal["incremental", "deferred", "dense", "fixed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Row:
     Attributes:
       operation: The JAX primitive.
       shape: The shape of its first output.
-      mode: "incremental" (runs on cells), "moved" (no arithmetic: evaluated where it is read),
+      mode: "incremental" (runs on cells), "deferred" (no arithmetic: evaluated where it is read),
         "dense" (computed in full where anything it reads changed) or "fixed" (does not depend on
         the frames).
       layer: The segment or boundary that it belongs to, a name for `truncation`.
@@ -77,7 +77,7 @@ class Explanation:
             ("note", "left"),
         ):
             table.add_column(name, justify=justify, no_wrap=name != "note")  # type: ignore[arg-type]
-        styles = {"incremental": "green", "dense": "red", "moved": "cyan", "fixed": "dim"}
+        styles = {"incremental": "green", "dense": "red", "deferred": "cyan", "fixed": "dim"}
         for row in self.rows:
             table.add_row(
                 row.operation,
@@ -134,12 +134,12 @@ def _row(plan: Plan, node: Node, unit: Any) -> Row:
     shape = node.outputs[0].shape
     macs = node_macs(node) // plan.graph.frames.shape[0]
     mode: Mode
-    if not any(value.dynamic for value in node.inputs):
+    if not any(value.frame_dependent for value in node.inputs):
         mode, macs, note = "fixed", 0, ""
     elif node in plan.reasons:
         mode, note = "dense", plan.reasons[node]
     elif unit is None:
-        mode, note = "moved", ""
+        mode, note = "deferred", ""
     else:
         mode, note = "incremental", ""
         if isinstance(unit, Segment):

@@ -1,4 +1,4 @@
-"""Which inputs an output reads, along one spatial axis: reaches, and the regions they ask for."""
+"""Which inputs an output reads along one spatial axis: receptive fields and their regions."""
 
 import dataclasses
 from typing import NamedTuple
@@ -94,17 +94,17 @@ class Table:
         return self.first[index], self.last[index]
 
 
-Reach = Stencil | Table
+ReceptiveField = Stencil | Table
 
 
-def required(reach: Reach, region: Region) -> Region:
+def required(receptive_field: ReceptiveField, region: Region) -> Region:
     """The inputs that a region of outputs reads.
 
     >>> required(Stencil(window=3, low=1), Region(np.array([0, 4]), 4))
     Region(starts=array([-1,  3]), size=6)
     """
-    first, _ = reach.bounds(region.starts)
-    _, last = reach.bounds(region.starts + region.size - 1)
+    first, _ = receptive_field.bounds(region.starts)
+    _, last = receptive_field.bounds(region.starts + region.size - 1)
     return Region(first, max(1, int((last - first).max()) + 1))
 
 

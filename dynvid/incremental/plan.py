@@ -2,16 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 
+from dynvid.graph.primitives import ELEMENTWISE
+from dynvid.graph.trace import Graph, Node, Value
 from dynvid.incremental import program
+from dynvid.incremental.cost import Cost, cost_of
 from dynvid.incremental.geometry import Stencil, cells
 from dynvid.incremental.program import MisalignedError, Program
-from dynvid.incremental.rules import ELEMENTWISE, Layout, SpatialOp, Window, spatial_op
-from dynvid.incremental.trace import Graph, Node, Value
+from dynvid.incremental.rules import Layout, SpatialOp, Window, spatial_op
 from dynvid.ops.cells import chunk_size
 
 
@@ -89,7 +91,10 @@ class Plan:
       units: Segments and boundaries, in order of execution.
       kept: The values kept between frames, in the order of `State.caches`.
       halos: How far windows reach out of the frames and each kept value.
-      truncation: The relative truncation of each kept value.
+      names: The unit that each kept value belongs to.
+      compared: The kept values whose new values are compared with the old ones, and held back where
+        these are near.
+      compares: Whether anything may be compared.
     """
 
     graph: Graph
@@ -100,7 +105,16 @@ class Plan:
     units: tuple[Unit, ...]
     kept: tuple[Value, ...]
     halos: dict[Value, tuple[tuple[int, int], tuple[int, int]]]
-    truncation: dict[Value, float]
+    names: tuple[str, ...]
+    compared: frozenset[Value]
+    compares: bool
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The units that truncation applies to, in order of execution."""
+        pairs = zip(self.kept, self.names, strict=True)
+        compared = {name for value, name in pairs if value in self.compared}
+        return tuple(unit.name for unit in self.units if unit.name in compared)
 
     @property
     def dense_macs(self) -> int:
@@ -111,12 +125,12 @@ class Plan:
 def _stream_axis(node: Node, axes: dict[Value, int], count: int) -> int | None:
     """Follows the stream axis through an operation that has no rows and columns."""
     name, p, out = node.primitive.name, node.params, node.outputs[0]
-    dynamic = [value for value in node.inputs if value.dynamic]
-    if any(value not in axes for value in dynamic):
+    dependent = [value for value in node.inputs if value.frame_dependent]
+    if any(value not in axes for value in dependent):
         return None
-    x = dynamic[0]
+    x = dependent[0]
     axis = axes[x]
-    same = all(axes[v] == axis for v in dynamic)
+    same = all(axes[v] == axis for v in dependent)
     if name in ELEMENTWISE and same:
         result = axis + out.ndim - x.ndim
     elif name == "broadcast_in_dim":
@@ -141,7 +155,7 @@ def _stream_axis(node: Node, axes: dict[Value, int], count: int) -> int | None:
         "reduce_window_max",
     ):
         result = axis
-    elif name == "dot_general" and len(dynamic) == 1:
+    elif name == "dot_general" and len(dependent) == 1:
         (left, right), (batch_left, batch_right) = p["dimension_numbers"]
         first = x is node.inputs[0]
         mine, batch = (left, batch_left) if first else (right, batch_right)
@@ -157,7 +171,7 @@ def _stream_axis(node: Node, axes: dict[Value, int], count: int) -> int | None:
         if pair not in pairs:
             return None
         result = pairs.index(pair)
-    elif name == "conv_general_dilated" and not node.inputs[1].dynamic:
+    elif name == "conv_general_dilated" and not node.inputs[1].frame_dependent:
         spec = p["dimension_numbers"]
         result = spec.out_spec[0] if spec.lhs_spec[0] == axis else -1
     else:
@@ -184,9 +198,10 @@ def node_macs(node: Node) -> int:
 class _Planner:
     """Assigns every operation to a unit; see `make_plan`."""
 
-    def __init__(self, graph: Graph, cell: int | None):
+    def __init__(self, graph: Graph, cell: int | None, cost: Cost):
         self.graph = graph
         self.cell = cell
+        self.cost = cost
         self.count = graph.frames.shape[0]
         self.layouts: dict[Value, Layout] = {graph.frames: Layout(0, 1, 2)}
         self.streams: dict[Value, int] = {}
@@ -198,7 +213,7 @@ class _Planner:
         self.is_segment: list[bool] = []
         self.consumers = graph.consumers()
         for node in graph.nodes:
-            if any(value.dynamic for value in node.inputs):
+            if any(value.frame_dependent for value in node.inputs):
                 self._classify(node)
                 self._assign(node)
 
@@ -206,6 +221,8 @@ class _Planner:
 
     def _classify(self, node: Node) -> None:
         op = spatial_op(node, self.layouts)
+        if any(0 in value.shape for value in node.outputs):
+            op = "what it makes is empty"
         if isinstance(op, SpatialOp) and all(
             value.shape[layout.stream] == self.count
             for value, layout in zip(node.outputs, op.layouts, strict=True)
@@ -237,7 +254,7 @@ class _Planner:
 
     def depends(self, value: Value) -> int:
         """The last unit that a value waits for; -1 for the frames alone."""
-        if not value.dynamic or value.node is None:
+        if not value.frame_dependent or value.node is None:
             return -1
         if value.node in self.home:
             return self.home[value.node]
@@ -257,8 +274,9 @@ class _Planner:
             return False
         op = self.ops[node]
         return all(
-            self.depends(v) < unit or (all(r.is_identity for r in reach) and self._aligned(v, unit))
-            for v, reach in zip(op.operands, op.reaches, strict=True)
+            self.depends(v) < unit
+            or (all(r.is_identity for r in receptive_field) and self._aligned(v, unit))
+            for v, receptive_field in zip(op.operands, op.receptive_fields, strict=True)
         ) and all(self.depends(v) < unit for v in node.inputs if v not in op.operands)
 
     def _last(self, unit: int) -> Value:
@@ -307,10 +325,10 @@ class _Planner:
     def _closes(self, node: Node, unit: int) -> bool:
         """Whether a pooling without overlap can end a segment that nothing else reads from."""
         op = self.ops[node]
-        reach = op.reaches[0]
+        receptive_field = op.receptive_fields[0]
         apart = all(
             isinstance(r, Stencil) and r.window == r.stride and r.low == 0 and r.dilation == 1
-            for r in reach
+            for r in receptive_field
         )
         if not apart or op.macs or node.primitive.name == "conv_general_dilated":
             return False
@@ -325,7 +343,7 @@ class _Planner:
     # What is kept.
 
     def _stops(self, value: Value) -> bool:
-        return value.node is None or not value.dynamic or value.node in self.home
+        return value.node is None or not value.frame_dependent or value.node in self.home
 
     def _reads(self, values) -> set[Value]:
         """The frames, cached maps and cached vectors that `values` are made of."""
@@ -333,7 +351,7 @@ class _Planner:
         stack = list(values)
         while stack:
             value = stack.pop()
-            if not value.dynamic:
+            if not value.frame_dependent:
                 continue
             if self._stops(value):
                 found.add(value)
@@ -374,12 +392,6 @@ def _names(planner: _Planner) -> list[str]:
     return names
 
 
-# Small cells leave fewer multiply-accumulates, and the loop's products are hardly slower for it:
-# 2 beat 4 and 8 on VGG16, ResNet-50 and YOLOX-nano (experiments/incremental_speed). Larger ones
-# serve where small ones do not line up.
-_CELLS = (2, 4, 6, 8, 12, 16)
-
-
 def _segment(
     planner: _Planner, unit: int, name: str, outputs: list[Value], stored: set[Value]
 ) -> Segment:
@@ -392,8 +404,9 @@ def _segment(
     }
     on_frame = program.build(outputs, program.whole(*grid), **arguments)
     pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // grid[0]
-    wished = (planner.cell,) if planner.cell else _CELLS
-    small = grid[0] * grid[1] <= 32 * 32 and not _uses_winograd(on_frame)
+    cost = planner.cost
+    wished = (planner.cell,) if planner.cell else cost.cells
+    small = grid[0] * grid[1] <= cost.single_pixels and not _uses_winograd(on_frame)
     if small and not planner.cell:
         wished = (1, *wished)
     on_cells = None
@@ -412,7 +425,13 @@ def _segment(
     chunk = 1
     if on_cells is not None:
         number = planner.count * -(-grid[0] // cell[0]) * -(-grid[1] // cell[1])
-        chunk = chunk_size(number, cell[0] * cell[1], _window_bytes(on_cells, planner.layouts))
+        chunk = chunk_size(
+            number,
+            cell[0] * cell[1],
+            _window_bytes(on_cells, planner.layouts),
+            target_bytes=cost.chunk_bytes,
+            rows=cost.chunk_rows,
+        )
     return Segment(
         name=name,
         nodes=tuple(planner.members[unit]),
@@ -422,7 +441,7 @@ def _segment(
         chunk=chunk,
         on_cells=on_cells,
         on_frame=on_frame,
-        break_even=_break_even(on_cells) if on_cells is not None else 0.0,
+        break_even=_break_even(on_cells, cost) if on_cells is not None else 0.0,
         macs=on_frame.macs(),
     )
 
@@ -431,11 +450,10 @@ def _uses_winograd(part: Program) -> bool:
     return any(step.op.winograd for step in part.steps)
 
 
-def _break_even(cells_program: Program) -> float:
-    """Above which share of active cells whole frames are faster; 1 where cells always win."""
+def _break_even(cells_program: Program, cost: Cost) -> float:
+    """Above which share of active cells whole frames are faster."""
     fast = sum(step.macs for step in cells_program.steps if step.by_winograd)
-    # Winograd's cells do less than half of the dense products.
-    return 1.0 if 2 * fast > cells_program.macs() else 0.6
+    return cost.winograd_break_even if 2 * fast > cells_program.macs() else cost.break_even
 
 
 def _window_bytes(cells_program: Program, layouts: dict[Value, Layout]) -> int:
@@ -453,27 +471,31 @@ def _window_bytes(cells_program: Program, layouts: dict[Value, Layout]) -> int:
 
 
 def make_plan(
-    graph: Graph, *, truncation: float | Mapping[str, float] = 0.0, cell: int | None = None
+    graph: Graph,
+    *,
+    compares: bool = False,
+    cell: int | None = None,
+    break_even: float | None = None,
+    cost: Cost | None = None,
 ) -> Plan:
     """Decides what runs on cells, what runs densely and what is kept between frames.
 
     Args:
       graph: The traced function.
-      truncation: For all units, or by name (0 where a name is missing).
+      compares: Whether new values are compared with the old ones, to be held back by truncation.
       cell: The side of a cell of convolution outputs; chosen by segment where None.
+      break_even: Above which share of active cells a segment runs on whole frames; that of `cost`
+        where None.
+      cost: What to decide by; that of the default device where None.
 
     Returns:
       The plan.
-
-    Raises:
-      ValueError: For frames that are not `(streams, H, W, C)`, or unknown names in `truncation`.
     """
     frames = graph.frames
-    if frames.ndim != 4:
-        raise ValueError(
-            f"frames must be (streams, H, W, C); got shape {frames.shape} with {frames.ndim} axes"
-        )
-    planner = _Planner(graph, cell)
+    cost = cost or cost_of()
+    if break_even is not None:
+        cost = dataclasses.replace(cost, break_even=break_even, winograd_break_even=break_even)
+    planner = _Planner(graph, cell, cost)
     kept = planner.kept()
     names = _names(planner)
     stored = {v for v in kept if v in planner.layouts} | {frames}
@@ -485,14 +507,15 @@ def make_plan(
             segment = _segment(planner, unit, name, outputs, stored)
             units.append(segment)
             for part in (segment.on_cells, segment.on_frame):
-                for value, reach in part.halo().items() if part is not None else ():
-                    halos[value] = program.widest(halos[value], reach)
+                for value, receptive_field in part.halo().items() if part is not None else ():
+                    halos[value] = program.widest(halos[value], receptive_field)
         else:
             nodes = tuple(planner.members[unit])
             macs = sum(map(node_macs, nodes)) // planner.count
             inputs = tuple(planner.boundary_inputs(unit))
             units.append(Boundary(name, nodes, inputs, tuple(outputs), macs))
     grids = {v: planner._grid(v) for v in stored}
+    owner = {value: unit.name for unit in units for value in unit.outputs}
     return Plan(
         graph=graph,
         layouts=planner.layouts,
@@ -505,49 +528,84 @@ def make_plan(
             v: (low, (end[0] - grids[v][0], end[1] - grids[v][1]))
             for v, (low, end) in halos.items()
         },
-        truncation=_truncation(truncation, units, graph),
+        names=tuple(owner[v] for v in kept),
+        compared=_compared(units, graph) if compares else frozenset(),
+        compares=compares,
     )
 
 
-def _truncation(
-    given: float | Mapping[str, float], units: list[Unit], graph: Graph
-) -> dict[Value, float]:
-    """The truncation of each kept value; none at either end of the network.
+def _compared(units: list[Unit], graph: Graph) -> frozenset[Value]:
+    """The kept values that truncation applies to; none at either end of the network.
 
     What no further arithmetic reads would save nothing, and do harm: a detector's box offsets are
-    small beside the root mean square of the logits in the same map. What no parameter went into is
-    still a picture, perhaps resized: its root mean square is that of its brightness, and it is the
-    threshold that filters it.
+    small beside the root mean square of the logits in the same map. What no learned kernel went
+    into is still a picture, perhaps resized or normalised: its root mean square is that of its
+    brightness, and it is the threshold that filters it.
     """
-    names = [unit.name for unit in units]
-    if not isinstance(given, Mapping):
-        given = dict.fromkeys(names, float(given))
-    unknown = sorted(set(given) - set(names))
-    if unknown:
-        raise ValueError(f"truncation names layers {unknown}; expected some of {names}")
     read: set[Value] = set()
     for unit in units:
         if unit.macs:
             read |= _inputs(unit)
-    learned: set[Value] = set()
-    for node in graph.nodes:
-        if any(v in learned or _is_weight(v) for v in node.inputs):
-            learned.update(node.outputs)
-    return {
-        value: float(given.get(unit.name, 0.0)) if value in read & learned else 0.0
-        for unit in units
-        for value in unit.outputs
-    }
+    learned = _learned(graph)
+    return frozenset(v for unit in units for v in unit.outputs if v in read & learned)
 
 
-def _is_weight(value: Value) -> bool:
-    """Whether a value is a parameter, or an array of weights that the function closes over."""
-    return isinstance(value.argument, int) or (value.constant is not None and value.ndim > 1)
+def _learned(graph: Graph) -> set[Value]:
+    """The values that depend on the frames through a convolution or product with weights.
+
+    Weights are what parameters went into. In a function that closes over all its arrays they are
+    the kernels of its convolutions that come from outside: what it computes itself, such as the
+    matrices of `jax.image.resize`, is no weight, nor is a matrix that joins colours.
+    """
+    made_of: dict[Value, bool] = {}
+
+    def has_parameter(value: Value) -> bool:
+        stack = [value]
+        while stack:
+            v = stack[-1]
+            if v in made_of:
+                stack.pop()
+                continue
+            inputs = v.node.inputs if v.node is not None else ()
+            if missing := [i for i in inputs if i not in made_of]:
+                stack += missing
+                continue
+            made_of[v] = isinstance(v.argument, int) or any(made_of[i] for i in inputs)
+            stack.pop()
+        return made_of[value]
+
+    def weights(node: Node) -> list[Value]:
+        return [v for v in node.inputs if not v.frame_dependent] if node_macs(node) else []
+
+    def grow(is_source: Callable[[Node], bool]) -> set[Value]:
+        learned: set[Value] = set()
+        for node in graph.nodes:
+            if is_source(node) or any(v in learned for v in node.inputs):
+                learned.update(v for v in node.outputs if v.frame_dependent)
+        return learned
+
+    learned = grow(lambda node: any(map(has_parameter, weights(node))))
+    if any(map(has_parameter, (v for node in graph.nodes for v in node.inputs))):
+        return learned
+
+    def closed_over(value: Value) -> bool:
+        while value.node is not None and value.node.primitive.name in _ARRANGES:
+            value = value.node.inputs[0]
+        return value.node is None and value.constant is not None
+
+    return grow(
+        lambda node: (
+            node.primitive.name == "conv_general_dilated" and any(map(closed_over, weights(node)))
+        )
+    )
+
+
+_ARRANGES = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "rev", "transpose"})
 
 
 def _inputs(unit: Unit) -> set[Value]:
     """The values that a unit reads from others."""
     if isinstance(unit, Boundary):
         return set(unit.inputs)
-    vectors = {v for node in unit.nodes for v in node.inputs if v.dynamic}
+    vectors = {v for node in unit.nodes for v in node.inputs if v.frame_dependent}
     return vectors | {value for value, _ in unit.on_frame.gathers}

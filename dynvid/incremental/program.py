@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynvid.graph.evaluate import constant_fold
+from dynvid.graph.trace import Node, Value
 from dynvid.incremental.geometry import Region, Stencil, hull, required
 from dynvid.incremental.rules import Context, Layout, SpatialOp, Window
-from dynvid.incremental.trace import Node, Value, known
 
 Extent = tuple[tuple[int, int], tuple[int, int]]
 """How far something reaches: `((above, left), (below, right))`."""
@@ -79,14 +80,14 @@ class Program:
 
     def halo(self) -> dict[Value, Extent]:
         """How far its windows leave each stored value: `((above, left), (below, right))`."""
-        reach: dict[Value, Extent] = {}
+        receptive_field: dict[Value, Extent] = {}
         for value, window in self.gathers:
             low = tuple(max(0, -int(region.starts.min())) for region in window)
             ends = [int(region.starts.max()) + region.size for region in window]
-            reach[value] = widest(
-                reach.get(value, ((0, 0), (0, 0))), ((low[0], low[1]), (ends[0], ends[1]))
+            receptive_field[value] = widest(
+                receptive_field.get(value, ((0, 0), (0, 0))), ((low[0], low[1]), (ends[0], ends[1]))
             )
-        return reach
+        return receptive_field
 
 
 def widest(a: Extent, b: Extent) -> Extent:
@@ -152,13 +153,17 @@ def build(
         if out is None:
             raise MisalignedError
         op = ops[node]
-        for value, reaches in zip(op.operands, op.reaches, strict=True):
-            for reach, region in zip(reaches, out, strict=True):
-                if isinstance(reach, Stencil) and reach.base > 1:
-                    phase = (region.starts * reach.stride - reach.low) % reach.base
+        for value, receptive_fields in zip(op.operands, op.receptive_fields, strict=True):
+            for receptive_field, region in zip(receptive_fields, out, strict=True):
+                if isinstance(receptive_field, Stencil) and receptive_field.base > 1:
+                    phase = (
+                        region.starts * receptive_field.stride - receptive_field.low
+                    ) % receptive_field.base
                     if (phase != phase[0]).any():
                         raise MisalignedError
-            ask(value, Window(*(required(r, g) for r, g in zip(reaches, out, strict=True))))
+            ask(
+                value, Window(*(required(r, g) for r, g in zip(receptive_fields, out, strict=True)))
+            )
         order.append((node, out))
     order.reverse()
     held = {value: out for node, out in order for value in node.outputs}
@@ -172,7 +177,7 @@ def build(
         else:
             at = held[value]
         if isinstance(fill, Value):
-            constant = known(fill)
+            constant = constant_fold(fill)
             fill = fill if constant is None else constant[()]
         size = [value.shape[axis] for axis in layouts[value][1:]]
         inside = all(region.inside(n) for region, n in zip(window, size, strict=True))
@@ -188,10 +193,12 @@ def build(
             tuple(
                 read(
                     value,
-                    Window(*(required(r, g) for r, g in zip(reaches, out, strict=True))),
+                    Window(*(required(r, g) for r, g in zip(receptive_fields, out, strict=True))),
                     ops[node].fill,
                 )
-                for value, reaches in zip(ops[node].operands, ops[node].reaches, strict=True)
+                for value, receptive_fields in zip(
+                    ops[node].operands, ops[node].receptive_fields, strict=True
+                )
             ),
         )
         for node, out in order

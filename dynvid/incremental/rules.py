@@ -1,4 +1,4 @@
-"""How each primitive acts on windows: layouts, reaches, masks and evaluation.
+"""How each primitive acts on windows: layouts, receptive fields, masks and evaluation.
 
 A *spatial* value has a stream, a row and a column axis, wherever the model puts them. Inside the
 transformation it is carried in canonical order `(streams, rows, columns, *rest)`, so that one rule
@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynvid.incremental.geometry import Reach, Region, Stencil, Table
-from dynvid.incremental.trace import Node, Value, known
+from dynvid.graph.evaluate import constant_fold
+from dynvid.graph.primitives import ELEMENTWISE
+from dynvid.graph.trace import Node, Value
+from dynvid.incremental.geometry import ReceptiveField, Region, Stencil, Table
 from dynvid.ops import cells, masks
 
 
@@ -80,7 +82,7 @@ class SpatialOp:
     Attributes:
       kind: "move" (no arithmetic), "point" (position by position) or "stencil".
       operands: The spatial values it reads.
-      reaches: For each operand, which rows and columns an output position reads.
+      receptive_fields: For each operand, which rows and columns an output position reads.
       layouts: The layout of each output.
       evaluate: `(context, windows, out, ins) -> outputs` on canonical windows.
       fill: What positions outside the frame hold: a number, a scalar value, or None (not read).
@@ -90,7 +92,7 @@ class SpatialOp:
 
     kind: str
     operands: tuple[Value, ...]
-    reaches: tuple[tuple[Reach, Reach], ...]
+    receptive_fields: tuple[tuple[ReceptiveField, ReceptiveField], ...]
     layouts: tuple[Layout, ...]
     evaluate: Evaluate
     fill: Any = None
@@ -100,80 +102,6 @@ class SpatialOp:
 
 IDENTITY = (Stencil(), Stencil())
 
-ELEMENTWISE = frozenset(
-    {
-        "abs",
-        "acos",
-        "acosh",
-        "add",
-        "and",
-        "asin",
-        "asinh",
-        "atan",
-        "atan2",
-        "atanh",
-        "cbrt",
-        "ceil",
-        "clamp",
-        "conj",
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "cos",
-        "cosh",
-        "digamma",
-        "div",
-        "eq",
-        "erf",
-        "erf_inv",
-        "erfc",
-        "exp",
-        "exp2",
-        "expm1",
-        "floor",
-        "ge",
-        "gt",
-        "igamma",
-        "imag",
-        "integer_pow",
-        "is_finite",
-        "le",
-        "lgamma",
-        "log",
-        "log1p",
-        "logistic",
-        "lt",
-        "max",
-        "min",
-        "mul",
-        "name",
-        "ne",
-        "neg",
-        "nextafter",
-        "not",
-        "or",
-        "pow",
-        "real",
-        "reduce_precision",
-        "rem",
-        "round",
-        "rsqrt",
-        "select_n",
-        "shift_left",
-        "shift_right_arithmetic",
-        "shift_right_logical",
-        "sign",
-        "sin",
-        "sinh",
-        "sqrt",
-        "square",
-        "stop_gradient",
-        "sub",
-        "tan",
-        "tanh",
-        "xor",
-    }
-)
 _FLEXIBLE = ("clamp", "select_n")  # take scalars where others need full shapes
 _REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or")
 _POOLING = {
@@ -185,7 +113,9 @@ _POOLING = {
 Rule = Callable[[Node, dict[Value, Layout]], SpatialOp | str]
 
 
-def mask_through(mask: jax.Array, reach: tuple[Reach, Reach], size: tuple[int, int]) -> jax.Array:
+def mask_through(
+    mask: jax.Array, receptive_field: tuple[ReceptiveField, ReceptiveField], size: tuple[int, int]
+) -> jax.Array:
     """A change mask `bool[S, H, W]` through an operation: a marked input marks all its readers.
 
     >>> mask_through(jnp.eye(3, dtype=bool)[None], (Stencil(), Stencil(window=3)), (3, 1))
@@ -193,7 +123,7 @@ def mask_through(mask: jax.Array, reach: tuple[Reach, Reach], size: tuple[int, i
             [ True],
             [ True]]], dtype=bool)
     """
-    rows, columns = reach
+    rows, columns = receptive_field
     if isinstance(rows, Stencil) and isinstance(columns, Stencil):
         if rows.is_identity and columns.is_identity and mask.shape[1:] == size:
             return mask
@@ -262,7 +192,7 @@ def _static(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
 
 def _convolution(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     x, kernel = node.inputs
-    if x not in layouts or kernel.dynamic:
+    if x not in layouts or kernel.frame_dependent:
         return "its kernel depends on the frames"
     p = node.params
     spec = p["dimension_numbers"]
@@ -281,7 +211,7 @@ def _convolution(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     )
     groups = p["feature_group_count"]
     kh, kw, depth, features = (kernel.shape[axis] for axis in kernel_order)
-    reach = tuple(
+    receptive_field = tuple(
         Stencil(k, s, low, d, b)
         for k, s, (low, _), d, b in zip((kh, kw), strides, padding, dilation, base, strict=True)
     )
@@ -307,7 +237,7 @@ def _convolution(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
                 )
             ]
         pads = []
-        for axis, r in enumerate(reach):
+        for axis, r in enumerate(receptive_field):
             # The first dilated position the window holds, seen from the first one it needs.
             first = ins[0][axis].starts * r.base - (at[axis].starts * r.stride - r.low)
             held = (ins[0][axis].size - 1) * r.base + 1
@@ -328,9 +258,9 @@ def _convolution(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
         ]
 
     return SpatialOp(
-        "point" if all(r.is_identity for r in reach) else "stencil",
+        "point" if all(r.is_identity for r in receptive_field) else "stencil",
         (x,),
-        ((reach[0], reach[1]),),
+        ((receptive_field[0], receptive_field[1]),),
         (Layout(spec.out_spec[0], out_plane[0], out_plane[1]),),
         evaluate,
         fill=0,
@@ -366,7 +296,7 @@ def _pooling(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
         return "its input is dilated"
     if on_rest:
         return "it pools over other axes than rows and columns"
-    reach = tuple(
+    receptive_field = tuple(
         Stencil(
             p["window_dimensions"][axis],
             p["window_strides"][axis],
@@ -384,7 +314,7 @@ def _pooling(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     def evaluate(context, windows, at, _):
         out = windows[0]
         # Rows, then columns: lax.reduce_window is a slow scalar loop on XLA:CPU.
-        for axis, r in enumerate(reach, start=1):
+        for axis, r in enumerate(receptive_field, start=1):
             parts = [
                 lax.slice_in_dim(
                     out,
@@ -400,7 +330,9 @@ def _pooling(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
                 out = combine(out, part)
         return [out]
 
-    return SpatialOp("stencil", (x,), ((reach[0], reach[1]),), (layout,), evaluate, fill=fill)
+    return SpatialOp(
+        "stencil", (x,), ((receptive_field[0], receptive_field[1]),), (layout,), evaluate, fill=fill
+    )
 
 
 def _extreme(dtype: Any, *, lowest: bool) -> Any:
@@ -417,7 +349,7 @@ def _dot(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     left, right = node.inputs
     p = node.params
     (contract_left, contract_right), (batch, _) = p["dimension_numbers"]
-    if batch or (left.dynamic and right.dynamic):
+    if batch or (left.frame_dependent and right.frame_dependent):
         return "both factors depend on the frames" if not batch else "it is a batched product"
     first = left in layouts
     x, matrix = (left, right) if first else (right, left)
@@ -454,7 +386,7 @@ def _resize(node, x, matrix, mine, other, first, layout, products) -> SpatialOp 
     """A product with a known band matrix over rows or columns: bilinear resizing and the like."""
     if len(mine) != 1 or matrix.ndim != 2 or mine[0] == layout.stream:
         return "it contracts rows or columns together with other axes"
-    weights = known(matrix)
+    weights = constant_fold(matrix)
     if weights is None:
         return "it contracts rows or columns with a matrix known only at run time"
     if other[0] == 1:
@@ -467,7 +399,7 @@ def _resize(node, x, matrix, mine, other, first, layout, products) -> SpatialOp 
         return "it contracts rows or columns with a matrix that is no resizing"
     axis = 0 if mine[0] == layout.row else 1
     table = Table(begin, end)
-    reach = (table, Stencil()) if axis == 0 else (Stencil(), table)
+    receptive_field = (table, Stencil()) if axis == 0 else (Stencil(), table)
     free = [a for a in range(x.ndim) if a != mine[0]]
     place = {a: i + (0 if first else 1) for i, a in enumerate(free)}
     place[mine[0]] = len(free) if first else 0
@@ -509,7 +441,9 @@ def _resize(node, x, matrix, mine, other, first, layout, products) -> SpatialOp 
 
     del node
     rest = math.prod(x.shape[a] for a in order)
-    return SpatialOp("stencil", (x,), (reach,), (out_layout,), evaluate, fill=0, macs=taps * rest)
+    return SpatialOp(
+        "stencil", (x,), (receptive_field,), (out_layout,), evaluate, fill=0, macs=taps * rest
+    )
 
 
 def _transpose(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
@@ -623,13 +557,13 @@ def _reshape(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
         else:
             return "it merges or splits streams, rows or columns with other axes"
     out_layout = Layout(*(place[axis] for axis in layout))
-    reach = []
+    receptive_field = []
     for axis in layout[1:]:
         f = factor[axis][0]
         if f >= 1:
-            reach.append(Stencil(window=f, stride=f))
+            receptive_field.append(Stencil(window=f, stride=f))
         else:
-            reach.append(Stencil(window=-f, low=-f - 1, base=-f))
+            receptive_field.append(Stencil(window=-f, low=-f - 1, base=-f))
     out_rest = out_layout.rest(len(new))
     in_rest = layout.rest(x.ndim)
 
@@ -670,7 +604,9 @@ def _reshape(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
                 window = lax.slice_in_dim(window, skip, skip + at[i].size, axis=1 + i)
         return [window]
 
-    return SpatialOp("move", (x,), ((reach[0], reach[1]),), (out_layout,), evaluate)
+    return SpatialOp(
+        "move", (x,), ((receptive_field[0], receptive_field[1]),), (out_layout,), evaluate
+    )
 
 
 def _slice(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
@@ -682,29 +618,29 @@ def _slice(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
         return "it takes some of the streams"
     if strides[layout.stream] != 1:
         return "it takes some of the streams"
-    reach = tuple(Stencil(1, strides[axis], -starts[axis]) for axis in layout[1:])
+    receptive_field = tuple(Stencil(1, strides[axis], -starts[axis]) for axis in layout[1:])
     rest = layout.rest(x.ndim)
 
     def evaluate(context, windows, at, _):
         del context
         (window,) = windows
         index = [slice(None)]
-        for region, r in zip(at, reach, strict=True):
+        for region, r in zip(at, receptive_field, strict=True):
             index.append(slice(0, (region.size - 1) * r.stride + 1, r.stride))
         index += [slice(starts[a], limits[a], strides[a]) for a in rest]
         return [window[tuple(index)]]
 
-    return SpatialOp("move", (x,), ((reach[0], reach[1]),), (layout,), evaluate)
+    return SpatialOp("move", (x,), ((receptive_field[0], receptive_field[1]),), (layout,), evaluate)
 
 
 def _pad(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     x, value = node.inputs
-    if x not in layouts or value.dynamic:
+    if x not in layouts or value.frame_dependent:
         return "its padding depends on the frames"
     layout, config = layouts[x], node.params["padding_config"]
     if config[layout.stream] != (0, 0, 0) or any(config[axis][2] for axis in layout[1:]):
         return "it pads streams, or between rows or columns"
-    reach = tuple(Stencil(low=config[axis][0]) for axis in layout[1:])
+    receptive_field = tuple(Stencil(low=config[axis][0]) for axis in layout[1:])
     rest = [config[axis] for axis in layout.rest(x.ndim)]
 
     def evaluate(context, windows, *_):
@@ -713,7 +649,9 @@ def _pad(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
             window = lax.pad(window, context.array(value), [(0, 0, 0)] * 3 + rest)
         return [window]
 
-    return SpatialOp("move", (x,), ((reach[0], reach[1]),), (layout,), evaluate, fill=value)
+    return SpatialOp(
+        "move", (x,), ((receptive_field[0], receptive_field[1]),), (layout,), evaluate, fill=value
+    )
 
 
 def _concatenate(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
@@ -756,10 +694,10 @@ def _split(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
 def _gather(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     """Taking known positions along one axis: nearest-neighbour resizing, channel shuffles."""
     x, indices = node.inputs
-    if x not in layouts or indices.dynamic:
+    if x not in layouts or indices.frame_dependent:
         return "its indices depend on the frames"
     layout, numbers = layouts[x], node.params["dimension_numbers"]
-    sizes, table = node.params["slice_sizes"], known(indices)
+    sizes, table = node.params["slice_sizes"], constant_fold(indices)
     if table is None:
         return "its indices are known only at run time"
     axes = numbers.collapsed_slice_dims
@@ -785,7 +723,7 @@ def _gather(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
             return "it reorders rows or columns"
         steps = Table(index, index)
         which = layout.index(axis) - 1
-        reach = (steps, Stencil()) if which == 0 else (Stencil(), steps)
+        receptive_field = (steps, Stencil()) if which == 0 else (Stencil(), steps)
 
         def evaluate_table(context, windows, at, ins):
             positions = at[which].starts[:, None] + np.arange(at[which].size)
@@ -796,7 +734,7 @@ def _gather(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
             take = jax.vmap(lambda window, i: jnp.take(window, i, axis=which))
             return [take(windows[0], per_cell)]
 
-        return SpatialOp("move", (x,), (reach,), (out_layout,), evaluate_table)
+        return SpatialOp("move", (x,), (receptive_field,), (out_layout,), evaluate_table)
     in_rest, out_rest = layout.rest(x.ndim), out_layout.rest(x.ndim)
     moved = {out_axes[a]: a for a in in_rest}
     order = (0, 1, 2, *(3 + in_rest.index(moved[a]) for a in out_rest))

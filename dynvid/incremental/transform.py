@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from dynvid.incremental.execute import Runner, State, interior, write_interior
+from dynvid.graph.trace import trace
+from dynvid.incremental.execute import Runner
 from dynvid.incremental.plan import Plan, make_plan
-from dynvid.incremental.trace import trace
+from dynvid.incremental.state import State, check_setting, interior, is_zero, write_interior
 from dynvid.ops.difference import changed_pixels
 from dynvid.types import Params, VideoFunction
 
@@ -17,11 +19,12 @@ from dynvid.types import Params, VideoFunction
 def incremental(
     fn: Callable[[Params, jax.Array], Any],
     *,
-    threshold: float = 0.0,
-    truncation: float | Mapping[str, float] = 0.0,
+    threshold: ArrayLike = 0.0,
+    truncation: ArrayLike | Mapping[str, ArrayLike] = 0.0,
     reference: Literal["last_used", "previous"] = "last_used",
     channels: Literal["any", "gray", "mean"] = "any",
     cell: int | None = None,
+    break_even: float | None = None,
 ) -> VideoFunction:
     """Turns a frame function into one that recomputes only what changed, as `jax.grad` does grads.
 
@@ -32,27 +35,39 @@ def incremental(
     Args:
       fn: `fn(params, frames) -> outputs`, pure, with frames `(streams, H, W, C)`, floating or
         uint8, and any pytree of outputs. What has no incremental rule is computed in full.
-      threshold: In the unit of the frames. Zero recomputes exactly what differs.
+      threshold: In the unit of the frames, a number or one a stream. Zero recomputes exactly what
+        differs.
       truncation: A recomputed cell replaces the cached one only where a value in it moved by at
         least this, relative to the layer's root mean square on the stream's first frame. One for
         all layers, or a mapping by layer (the names that `explain` prints; those left out are
-        exact). Never held back by it: what no parameter went into, such as resized frames, and
-        what no further arithmetic reads, such as a detector's boxes.
+        exact), of numbers or one a stream. Never held back by it: what no learned kernel went
+        into, such as resized or normalised frames, and what no further arithmetic reads, such as a
+        detector's boxes. Weights are parameters; a function that closes over all its arrays has
+        the kernels of its convolutions for weights. A function made with 0 is exact for good and
+        has no comparison to pay for.
       reference: "last_used" compares with the pixels that the caches were computed from;
         "previous" with the previous frame, as the paper does, and drifts.
       channels: How channels are joined into one difference: see `changed_pixels`.
       cell: The side of a cell; chosen by layer where None.
+      break_even: Above this share of active cells a layer runs on whole frames, 0 to 1; as measured
+        on the device where None, never where 1.
 
     Returns:
-      A `VideoFunction`: `init(params, frames)`, dense, and `step(params, state, frames, mask=None)`
-      where a mask `bool[streams, H, W]` replaces the frame difference. Both are jitted; wrap them
-      in `jax.jit(..., donate_argnums=1)` so that caches are updated in place. The parameters must
-      be those of `init`. `state.work` says what a step executed, and `state.changes` where each
-      leaf of the output may have changed, so that nobody need compare it with the one before.
+      A `VideoFunction`: `init(params, frames)`, dense; `step(params, state, frames, mask=None)`
+      where a mask `bool[streams, H, W]` replaces the frame difference; and
+      `recalibrate(params, state, frames)`, which starts again on these frames, with the settings
+      that the state holds and with what truncation is relative to measured anew. All are jitted;
+      wrap a step in `jax.jit(..., donate_argnums=1)` so that caches are updated in place.
+      `state.work` says what a step executed, and `state.changes` where each leaf of the output may
+      have changed, so that nobody need compare it with the one before. `state.with_settings`
+      changes threshold and truncation without compiling anything again.
+
+      A step that comes with other parameters computes everything anew. It tells them by eight
+      values of each array: where only others differ, `recalibrate`.
 
     Raises:
       ValueError: For options outside their range; by `init` and `step` for frames of another rank,
-        shape or dtype.
+        shape or dtype, and for the state of a function with other cells.
 
     Exact when all truncation is zero: the output is `fn(params, state.reference)`, bit for bit on
     integer-valued networks and within rounding on others. Approximate where it is not: each cache
@@ -70,23 +85,29 @@ def incremental(
     >>> out.sum().item(), state.work.mac_fraction.item() < 0.1, state.changes[0].sum().item()
     (9.0, True, 9)
     """
-    if not threshold >= 0:
-        raise ValueError(f"threshold must be a number of at least 0; got {threshold!r}")
-    taus = truncation.values() if isinstance(truncation, Mapping) else [truncation]
-    if not all(tau >= 0 for tau in taus):
-        raise ValueError(f"truncation must be at least 0 everywhere; got {truncation!r}")
+    check_setting("threshold", threshold)
+    taus: Mapping[str, ArrayLike] = {"truncation": truncation}  # type: ignore[dict-item]
+    if isinstance(truncation, Mapping):
+        taus = {f"truncation[{name!r}]": tau for name, tau in truncation.items()}
+    for name, tau in taus.items():
+        check_setting(name, tau)
+    compares = not all(map(is_zero, taus.values()))
     if reference not in ("last_used", "previous"):
         raise ValueError(f"reference must be 'last_used' or 'previous'; got {reference!r}")
     if cell is not None and cell < 1:
         raise ValueError(f"cell must be a positive number of pixels or None; got {cell!r}")
 
+    if break_even is not None and not 0 <= break_even <= 1:
+        raise ValueError(f"break_even must be between 0 and 1 or None; got {break_even!r}")
+
     def plan(params: Params, frames: jax.Array) -> Plan:
-        return plan_for(fn, params, frames, truncation=truncation, cell=cell)
+        return plan_for(fn, params, frames, compares=compares, cell=cell, break_even=break_even)
 
     @jax.jit
     def init(params: Params, frames: jax.Array) -> tuple[State, Any]:
         runner = Runner(plan(params, frames), params)
         state = runner.init(jnp.asarray(frames))
+        state = state.with_settings(threshold=threshold, truncation=truncation)
         return state, runner.outputs()
 
     @jax.jit
@@ -97,12 +118,22 @@ def incremental(
         check_step(frames, old, mask)
         changed = mask
         if changed is None:
-            changed = changed_pixels(frames, old, threshold=threshold, channels=channels)
+            changed = changed_pixels(frames, old, threshold=state.threshold, channels=channels)
         runner = Runner(plan(params, old), params)
+        runner.check(state)
         state = runner.step(state, frames, changed, composite=reference == "last_used")
         return state, runner.outputs()
 
-    return VideoFunction(init=init, step=step)
+    @jax.jit
+    def recalibrate(params: Params, state: State, frames: jax.Array) -> State:
+        old = state.reference
+        check_step(frames, old, None)
+        runner = Runner(plan(params, old), params)
+        runner.check(state)
+        new = runner.init(jnp.asarray(frames))
+        return dataclasses.replace(new, threshold=state.threshold, truncation=state.truncation)
+
+    return VideoFunction(init=init, step=step, recalibrate=recalibrate)
 
 
 def check_step(frames: jax.Array, reference: jax.Array, mask: jax.Array | None) -> None:
@@ -126,16 +157,19 @@ def plan_for(
     params: Params,
     frames: jax.Array | jax.ShapeDtypeStruct,
     *,
-    truncation: float | Mapping[str, float] = 0.0,
+    compares: bool = False,
     cell: int | None = None,
+    break_even: float | None = None,
 ) -> Plan:
-    """Traces a function and plans it; `params` and `frames` may be shapes."""
-    if len(frames.shape) != 4:
-        raise ValueError(f"frames must be (streams, H, W, C); got shape {tuple(frames.shape)}")
+    """Traces a function and plans it; `params` and `frames` may be shapes. See `make_plan`."""
+    if len(frames.shape) != 4 or 0 in frames.shape:
+        raise ValueError(
+            f"frames must be (streams, H, W, C), each at least 1; got shape {tuple(frames.shape)}"
+        )
     if frames.dtype != jnp.uint8 and not jnp.issubdtype(frames.dtype, jnp.floating):
         raise ValueError(f"frames must be floating or uint8; got {frames.dtype}")
     shapes = jax.eval_shape(lambda x: x, (params, frames))
-    return make_plan(trace(fn, *shapes), truncation=truncation, cell=cell)
+    return make_plan(trace(fn, *shapes), compares=compares, cell=cell, break_even=break_even)
 
 
 def map_caches(

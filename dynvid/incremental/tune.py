@@ -1,7 +1,7 @@
 """Choosing the threshold and the truncations of an incremental function on calibration frames."""
 
 import collections
-import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,10 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dynvid.incremental.execute import Runner, State
-from dynvid.incremental.plan import Plan, Segment
-from dynvid.incremental.transform import plan_for
-from dynvid.ops.difference import changed_pixels
+from dynvid.incremental.transform import incremental
 from dynvid.types import Frames, Output, Params
 
 THRESHOLDS = (5, 10, 15, 20, 30)
@@ -107,86 +104,49 @@ class _Trials:
         self.params, self.frames, self.batch = params, frames, batch
         self.streams = frames[0].shape[0]
         shape = (batch * self.streams, *frames[0].shape[1:])
-        plan = plan_for(fn, params, jax.ShapeDtypeStruct(shape, frames[0].dtype), truncation=1.0)
-        for value in plan.graph.outputs:
-            if value.shape[:1] != shape[:1]:
+        for leaf in jax.tree.leaves(
+            jax.eval_shape(fn, params, jax.ShapeDtypeStruct(shape, frames[0].dtype))
+        ):
+            if leaf.shape[:1] != shape[:1]:
                 raise ValueError(
                     f"fn must return arrays with one row a stream, ({shape[0]}, ...) for frames "
-                    f"{shape}; got {value.shape}. Where fn fixes its batch, pass batch=1"
+                    f"{shape}; got {leaf.shape}. Where fn fixes its batch, pass batch=1"
                 )
-        self.names, self.layers = _layers(plan)
-        init, self._step = _steps(_always_on_cells(plan), batch)
-        self._initial, self._first = init(params, frames[0])
+        # Never on whole frames: settings that share a step must not sway one another.
+        video = incremental(fn, truncation=1.0, break_even=1.0)
+        repeat = functools.partial(jnp.tile, reps=(batch, 1, 1, 1))
+        self._initial, self._first = jax.jit(lambda p, x: video.init(p, repeat(x)))(
+            params, frames[0]
+        )
+        self._step = jax.jit(lambda p, state, x: video.step(p, state, repeat(x)), donate_argnums=1)
+        self.layers = list(self._initial.layers)
 
     def run(
         self, settings: Sequence[_Setting], taus: Sequence[float]
     ) -> Iterator[tuple[Output, float]]:
         """The outputs, `(frames, streams, ...)`, and the share of MACs of each setting."""
         rows = list(settings) + [settings[-1]] * (self.batch - len(settings))
-        levels = {name: i for i, name in enumerate(self.layers)}
 
-        def by_stream(values: Sequence[float]) -> jax.Array:
-            return jnp.repeat(jnp.array(values, jnp.float32), self.streams)
+        def by_stream(values: Sequence[float]) -> np.ndarray:
+            return np.repeat(np.array(values, np.float32), self.streams)
 
-        def tau(row: _Setting, name: str) -> float:
-            level = row.levels[levels[name]] if name in levels else -1
-            return taus[level] if level >= 0 else 0.0
-
-        # Of a state made with truncation 1, the tolerance is the root mean square.
-        tolerances = tuple(
-            rms * by_stream([tau(row, name) for row in rows])
-            for rms, name in zip(self._initial.tolerances, self.names, strict=True)
+        levels = [*taus, 0.0]  # level -1 is exact
+        state = jax.tree.map(jnp.copy, self._initial).with_settings(
+            threshold=by_stream([row.threshold for row in rows]),
+            truncation={
+                name: by_stream([levels[row.levels[i]] for row in rows])
+                for i, name in enumerate(self.layers)
+            },
         )
-        thresholds = by_stream([row.threshold for row in rows])
-        state = dataclasses.replace(jax.tree.map(jnp.copy, self._initial), tolerances=tolerances)
         outputs, fractions = [jax.device_get(self._first)], []
         for frame in self.frames[1:]:
-            state, output = self._step(self.params, state, frame, thresholds)
+            state, output = self._step(self.params, state, frame)
             outputs.append(jax.device_get(output))
             fractions.append(np.asarray(state.work.macs / state.work.dense_macs))
         for i in range(len(settings)):
             mine = slice(i * self.streams, (i + 1) * self.streams)
             found = jax.tree.map(lambda *x, mine=mine: np.stack([a[mine] for a in x]), *outputs)
             yield found, float(np.mean([f[mine] for f in fractions]))
-
-
-def _layers(plan: Plan) -> tuple[list[str], list[str]]:
-    """The unit of each kept value, and the units that truncation applies to, front to back."""
-    unit = {value: unit.name for unit in plan.units for value in unit.outputs}
-    names = [unit[value] for value in plan.kept]
-    truncated = {unit[value] for value in plan.kept if plan.truncation[value] > 0}
-    return names, [unit.name for unit in plan.units if unit.name in truncated]
-
-
-def _always_on_cells(plan: Plan) -> Plan:
-    """A plan without the break-even: settings that share a step must not sway one another."""
-    units = tuple(
-        dataclasses.replace(unit, break_even=1.0)
-        if isinstance(unit, Segment) and unit.on_cells is not None
-        else unit
-        for unit in plan.units
-    )
-    return dataclasses.replace(plan, units=units)
-
-
-def _steps(plan: Plan, batch: int) -> tuple[Callable, Callable]:
-    def repeat(frames: Frames) -> jax.Array:
-        return jnp.tile(frames, (batch, 1, 1, 1))
-
-    @jax.jit
-    def init(params: Params, frames: Frames) -> tuple[State, Output]:
-        runner = Runner(plan, params)
-        state = runner.init(repeat(frames))
-        return state, runner.outputs()
-
-    def step(params: Params, state: State, frames: Frames, thresholds: jax.Array):
-        new = repeat(frames)
-        changed = changed_pixels(new, state.reference, threshold=thresholds)
-        runner = Runner(plan, params)
-        state = runner.step(state, new, changed, composite=True)
-        return state, runner.outputs()
-
-    return init, jax.jit(step, donate_argnums=1)
 
 
 class _Search:

@@ -26,11 +26,11 @@ def to_blocks(values: jax.Array, *, block: int) -> jax.Array:
     """Makes the values of each block channels of one position.
 
     Args:
-      values: `[n, h, w, c]`.
+      values: `(n, h, w, c)`.
       block: b; h and w must be multiples of it.
 
     Returns:
-      `[n, h / b, w / b, b * b * c]`: row by row of the block, channels last.
+      `(n, h / b, w / b, b * b * c)`: row by row of the block, channels last.
 
     Raises:
       ValueError: b does not divide h and w.
@@ -42,7 +42,7 @@ def to_blocks(values: jax.Array, *, block: int) -> jax.Array:
     """
     n, height, width, channels = values.shape
     if height % block or width % block:
-        raise ValueError(f"block={block} must divide height and width, got {height} x {width}")
+        raise ValueError(f"block must divide height and width, {height} x {width}; got {block}")
     parts = values.reshape(n, height // block, block, width // block, block, channels)
     return parts.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // block, width // block, -1)
 
@@ -51,11 +51,11 @@ def from_blocks(values: jax.Array, *, block: int) -> jax.Array:
     """Puts the values of blocks back to their positions: the inverse of `to_blocks`.
 
     Args:
-      values: `[n, h / b, w / b, b * b * c]`.
+      values: `(n, h / b, w / b, b * b * c)`.
       block: b.
 
     Returns:
-      `[n, h, w, c]`.
+      `(n, h, w, c)`.
 
     >>> from_blocks(to_blocks(jnp.arange(8).reshape(1, 2, 4, 1), block=2), block=2).ravel()
     Array([0, 1, 2, 3, 4, 5, 6, 7], dtype=int32)

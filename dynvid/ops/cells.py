@@ -67,6 +67,8 @@ def scatter_windows(
     stream: jax.Array,
     row: jax.Array,
     column: jax.Array,
+    *,
+    combine: bool = False,
 ) -> jax.Array:
     """Writes windows back to where `gather_windows` would read them.
 
@@ -76,6 +78,8 @@ def scatter_windows(
       stream: Which map each window belongs to, `int32[K]`.
       row: The first row of each window in `padded`, `int32[K]`.
       column: The first column of each window, `int32[K]`.
+      combine: Takes the larger of what is written and what is there, of masks the OR: then windows
+        that overlap need not agree.
 
     Returns:
       The map. Exact: values are copied.
@@ -90,7 +94,8 @@ def scatter_windows(
         scatter_dims_to_operand_dims=(0, 1, 2),
     )
     # One scatter of windows: unrolled slice updates run as fast but compile ten times slower.
-    return lax.scatter(
+    write = lax.scatter_max if combine else lax.scatter
+    return write(
         padded,
         jnp.stack([stream, row, column], axis=1),
         windows.astype(padded.dtype),
@@ -286,9 +291,7 @@ def winograd_applies(
     )
 
 
-def chunk_size(
-    cells: int, area: int, window_bytes: int, *, target_bytes: int = 1 << 20, rows: int = 128
-) -> int:
+def chunk_size(cells: int, area: int, window_bytes: int, *, target_bytes: int, rows: int) -> int:
     """How many cells one turn of the loop takes.
 
     As many as stay in a second-level cache, but enough positions for a matrix product to run at
@@ -301,8 +304,8 @@ def chunk_size(
       target_bytes: What all of them may take.
       rows: How many positions a chunk has at least.
 
-    >>> chunk_size(1000, 16, 1 << 16), chunk_size(1000, 16, 1 << 20)
-    (16, 8)
+    >>> chunk_size(1000, 16, 1 << 16, target_bytes=1 << 20, rows=128)
+    16
     """
     count = max(target_bytes // max(1, window_bytes), rows // area, 1)
     return min(cells, 1 << int(math.log2(count)))

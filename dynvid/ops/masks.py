@@ -100,8 +100,8 @@ def _stencil_axis(
     input_dilation: int,
 ) -> jax.Array:
     spread = max(0, (mask.shape[axis] - 1) * input_dilation + 1)
-    reach = (window - 1) * dilation
-    positions = spread + padding[0] + padding[1] - reach  # at stride one
+    span = (window - 1) * dilation
+    positions = spread + padding[0] + padding[1] - span  # at stride one
     if positions <= 0 or spread == 0:
         shape = list(mask.shape)
         shape[axis] = max(0, -(-positions // stride))

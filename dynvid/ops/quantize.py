@@ -1,6 +1,6 @@
 """Uniform quantisation, and the closed loop of differential coding on integers.
 
-IFMDC (arXiv 2411.00984), Eq. 3 and 5, with `+A` in Eq. 5: see the specification of its defects.
+IFMDC (arXiv 2411.00984), Eq. 3 and 5; in Eq. 5 with `+A` for the `-A` that is printed.
 """
 
 import jax
@@ -9,17 +9,18 @@ from jax.typing import ArrayLike
 
 
 def uniform_quantize(
-    values: jax.Array, *, low: ArrayLike, high: ArrayLike, levels: int
+    values: jax.Array, *, low: float | jax.Array, high: float | jax.Array, levels: int
 ) -> jax.Array:
     """Quantises values to evenly spaced levels, the first at `low` and the last at `high`.
 
-    `q = clip(round((v - low) / (high - low) * (k - 1)), 0, k - 1)`. With `low = -A, high = A` this
-    is IFMDC's Eq. 5, with `+A` where the paper prints `-A` (which shifts every label by `k - 1`).
+    `q = clip(round((v - low) / s), 0, k - 1)`, `s = (high - low) / (k - 1)`. With `low = -A, high =
+    A` this is IFMDC's Eq. 5, with `+A` where the paper prints `-A` (which shifts every label by `k
+    - 1`).
 
     Args:
-      values: `[...]`, floating, in the unit of `low` and `high`.
-      low: the value of label 0; a number, or what broadcasts against `values`.
-      high: the value of label `levels - 1`, above `low`.
+      values: `float[...]`, in the unit of `low` and `high`.
+      low: The value of label 0; a number, or what broadcasts against `values`.
+      high: The value of label `levels - 1`, above `low`.
       levels: k, at least 2.
 
     Returns:
@@ -27,45 +28,41 @@ def uniform_quantize(
       NaN takes some label.
 
     Raises:
-      ValueError: fewer than 2 levels.
+      ValueError: Fewer than 2 levels.
 
-    Approximate because it rounds: half a step, `(high - low) / (k - 1) / 2`, within the range.
+    Approximate because it rounds: half a step, `s / 2`, within the range.
 
     >>> uniform_quantize(jnp.array([-9.0, -1.0, 0.1, 1.0, 9.0]), low=-2, high=2, levels=5)
     Array([0, 1, 2, 3, 4], dtype=int32)
     """
-    _check_levels(levels)
-    low, high = jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
-    scaled = (jnp.clip(values, low, high) - low) * ((levels - 1) / (high - low))
+    steps = (jnp.clip(values, low, high) - low) / _step(low, high, levels)
     # Clipped again as integers: what NaN becomes is the machine's choice.
-    return jnp.clip(jnp.round(scaled).astype(jnp.int32), 0, levels - 1)
+    return jnp.clip(jnp.round(steps).astype(jnp.int32), 0, levels - 1)
 
 
 def uniform_dequantize(
-    labels: jax.Array, *, low: ArrayLike, high: ArrayLike, levels: int
+    labels: jax.Array, *, low: float | jax.Array, high: float | jax.Array, levels: int
 ) -> jax.Array:
     """Gives each label the value of its level, the mid-tread inverse of `uniform_quantize`.
 
-    `v = low + q * (high - low) / (k - 1)`.
+    `v = low + q s`, `s = (high - low) / (k - 1)`.
 
     Args:
       labels: `int[...]` of 0 .. `levels - 1`.
-      low: the value of label 0; a number, or what broadcasts against `labels`.
-      high: the value of label `levels - 1`.
+      low: The value of label 0; a number, or what broadcasts against `labels`.
+      high: The value of label `levels - 1`.
       levels: k, at least 2.
 
     Returns:
       `float32[...]`.
 
     Raises:
-      ValueError: fewer than 2 levels.
+      ValueError: Fewer than 2 levels.
 
     >>> uniform_dequantize(jnp.array([0, 1, 4]), low=-2, high=2, levels=5)
     Array([-2., -1.,  2.], dtype=float32)
     """
-    _check_levels(levels)
-    low, high = jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
-    return low + labels.astype(jnp.float32) * ((high - low) / (levels - 1))
+    return low + jnp.asarray(labels, jnp.float32) * _step(low, high, levels)
 
 
 def quantize_residual(
@@ -131,6 +128,9 @@ def integrate_residual(
     return jnp.clip(prediction + jnp.asarray(step, jnp.int32) * (labels - half), 0, top)
 
 
-def _check_levels(levels: int) -> None:
+def _step(low: float | jax.Array, high: float | jax.Array, levels: int) -> jax.Array:
+    """The distance of two levels, `float32[...]`."""
     if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
+        raise ValueError(f"levels must be at least 2; got {levels}")
+    # Of Python's numbers in float64, and rounded once.
+    return jnp.asarray((high - low) / (levels - 1), jnp.float32)

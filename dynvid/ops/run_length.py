@@ -1,7 +1,7 @@
 """Runs of one label as single tokens: IFMDC's N-run-length code, up to the packing of bits.
 
 IFMDC (arXiv 2411.00984), section III, Figure 6. Only runs of N are coded; every other label is a
-literal.
+literal. `dynvid.coding.runs` packs the same tokens on the host.
 """
 
 from typing import NamedTuple
@@ -18,9 +18,9 @@ class Tokens(NamedTuple):
     """Literals and runs in order; what lies beyond `count` is zero.
 
     Attributes:
-      labels: what each token repeats, `int32[n]`.
-      lengths: how often, `int32[n]`: 1 for a literal, at least 1 for a run of N.
-      count: how many tokens there are, `int32[]`.
+      labels: What each token repeats, `int32[n]`.
+      lengths: How often, `int32[n]`: 1 for a literal, at least 1 for a run of N.
+      count: How many tokens there are, `int32[]`.
     """
 
     labels: jax.Array
@@ -28,7 +28,7 @@ class Tokens(NamedTuple):
     count: jax.Array
 
 
-def run_length_tokens(labels: jax.Array, *, run_label: int) -> Tokens:
+def run_length_tokens(labels: jax.Array, *, run_label: int | jax.Array) -> Tokens:
     """Joins neighbouring occurrences of one label to runs; every other label is its own token.
 
     A token starts where the label is not N or the one before is not N (differencing); its length is
@@ -41,7 +41,7 @@ def run_length_tokens(labels: jax.Array, *, run_label: int) -> Tokens:
     Returns:
       `Tokens` with room for `n`.
 
-    Exact: `run_length_labels` gives the labels back.
+    Exact: each token repeated as often as its length says, these are the labels.
 
     >>> tokens = run_length_tokens(jnp.array([2, 2, 2, 0, 0, 2]), run_label=2)
     >>> tokens.labels[: tokens.count], tokens.lengths[: tokens.count]
@@ -60,31 +60,16 @@ def run_length_tokens(labels: jax.Array, *, run_label: int) -> Tokens:
     return Tokens(values, lengths, token[-1] + 1)
 
 
-def run_length_labels(tokens: Tokens, *, size: int) -> jax.Array:
-    """Writes tokens out as labels again, the inverse of `run_length_tokens`.
-
-    Args:
-      tokens: whose lengths sum to `size`.
-      size: the number of labels.
-
-    Returns:
-      `int32[size]`.
-
-    >>> tokens = run_length_tokens(jnp.array([2, 2, 2, 0, 0, 2]), run_label=2)
-    >>> run_length_labels(tokens, size=6)
-    Array([2, 2, 2, 0, 0, 2], dtype=int32)
-    """
-    return jnp.repeat(tokens.labels, tokens.lengths, total_repeat_length=size)
-
-
-def run_length_bits(tokens: Tokens, *, run_label: int, label_bits: int) -> jax.Array:
+def run_length_bits(
+    tokens: Tokens, *, run_label: int | jax.Array, label_bits: int | jax.Array
+) -> jax.Array:
     """Counts the bits of fixed fields, for each width that the run field may have.
 
     A literal takes w bits. A run takes `w + b_r` bits for each `2^b_r` of its length, the last of
     them perhaps in part: longer runs are split.
 
     Args:
-      tokens: what `run_length_tokens` returns.
+      tokens: What `run_length_tokens` returns.
       run_label: N.
       label_bits: w, the bits of a label, `ceil(log2 k)`.
 
@@ -107,22 +92,3 @@ def run_length_bits(tokens: Tokens, *, run_label: int, label_bits: int) -> jax.A
 
     widths = jnp.arange(1, RUN_BITS + 1)
     return literals * label_bits + lax.map(pieces, widths) * (label_bits + widths)
-
-
-def best_run_bits(tokens: Tokens, *, run_label: int, label_bits: int) -> jax.Array:
-    """Chooses the width of the run field that makes the code shortest.
-
-    Args:
-      tokens: what `run_length_tokens` returns.
-      run_label: N.
-      label_bits: w, the bits of a label.
-
-    Returns:
-      `b_r`, `int32[]` of 1 .. 16; the narrowest of several that are equally good.
-
-    >>> tokens = run_length_tokens(jnp.array([2, 2, 2, 0, 0, 2]), run_label=2)
-    >>> best_run_bits(tokens, run_label=2, label_bits=3).item()
-    2
-    """
-    sizes = run_length_bits(tokens, run_label=run_label, label_bits=label_bits)
-    return (jnp.argmin(sizes) + 1).astype(jnp.int32)

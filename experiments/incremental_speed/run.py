@@ -8,68 +8,29 @@ frame, `block_until_ready`. Baselines: XLA dense (the same function, jitted) and
 beside this file. About six minutes on two cores.
 """
 
-import argparse
-import json
-import os
 import pathlib
-import platform
 import sys
 import tempfile
 import time
 
-import imageio.v3 as iio
 import jax
 import jax.numpy as jnp
 import numpy as np
-import onnxruntime
-from flax import nnx
-from rich.console import Console
 from rich.progress import track
 
 import dynvid
-from dynvid.data.mot import parse_mot
-from dynvid.metrics.average_precision import average_precision, of_class, pad_boxes
-from dynvid.models.detection import HEADS, Detections
+from dynvid.models.detection import HEADS
 from dynvid.models.resnet import ResNet50
 from dynvid.models.vgg import VGG16
-from dynvid.video.reader import resize_frame
-from dynvid.weights.onnx import load_onnx
-from dynvid.weights.yolov5 import load_yolov5
-from experiments.incremental_speed.to_onnx import export
+from experiments.bench import console
+from experiments.bench.accuracy import Accuracy
+from experiments.bench.baselines import Onnx
+from experiments.bench.cases import clock, main
+from experiments.bench.networks import YOLOX_NANO, load_yolov5n, load_yolox_nano, network
+from experiments.bench.to_onnx import export
+from experiments.bench.videos import pets, unit
 
 HERE = pathlib.Path(__file__).parent
-DATA = pathlib.Path(os.environ.get("DYNVID_DATA", HERE.parents[1] / ".." / "shared" / "data"))
-console = Console()
-
-
-def pets(count, size, *, letterbox=False):
-    """The first PETS frames, RGB in 0..255, `(1, H, W, 3)` each."""
-    paths = sorted((DATA / "pets09_s2l1" / "img1").glob("*.jpg"))[:count]
-    return [
-        resize_frame(iio.imread(path), size, letterbox=letterbox)[None]
-        for path in track(paths, "reading PETS", console=console, transient=True)
-    ]
-
-
-def clock(function):
-    start = time.perf_counter()
-    result = jax.block_until_ready(function())
-    return time.perf_counter() - start, result
-
-
-class Onnx:
-    """A dense baseline: the same weights in onnxruntime."""
-
-    def __init__(self, path):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = os.cpu_count()
-        # Its idle threads would spin on the cores that the other contestants need.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-        self.name = self.session.get_inputs()[0].name
-
-    def __call__(self, frames):
-        return self.session.run(None, {self.name: frames})
 
 
 def compare(fn, params, frames, *, threshold, truncation=0.0, onnx_path=None, warm=5, keep=None):
@@ -125,97 +86,61 @@ def compare(fn, params, frames, *, threshold, truncation=0.0, onnx_path=None, wa
     }
 
 
-def network(kind):
-    return dynvid.from_nnx(kind(rngs=nnx.Rngs(0)))
-
-
-def unit(frames):
-    return [frame.astype(np.float32) / 255 for frame in frames]
-
-
 def vgg_pets():
     """VGG16's 13 convolutions, 512x512, PETS, theta 20, tau 0."""
     fn, params = network(VGG16)
-    return compare(fn, params, unit(pets(40, (512, 512))), threshold=20 / 255)
+    return compare(fn, params, unit(pets((512, 512), most=40).frames), threshold=20 / 255)
 
 
 def vgg_still():
     """The same, the same frame again and again."""
     fn, params = network(VGG16)
-    return compare(fn, params, unit(pets(1, (512, 512))) * 20, threshold=20 / 255)
+    return compare(fn, params, unit(pets((512, 512), most=1).frames) * 20, threshold=20 / 255)
 
 
 def vgg_all_new():
     """The same, every pixel new in every frame."""
     fn, params = network(VGG16)
-    first, second = unit(pets(2, (512, 512)))
+    first, second = unit(pets((512, 512), most=2).frames)
     return compare(fn, params, [first, 1 - second] * 10, threshold=20 / 255)
 
 
 def resnet_pets():
     """ResNet-50 (random weights), 512x512, PETS, theta 20, tau 0."""
     fn, params = network(ResNet50)
-    return compare(fn, params, unit(pets(40, (512, 512))), threshold=20 / 255)
-
-
-class Accuracy:
-    """Person AP50 of dense and incremental outputs on the same frames."""
-
-    def __init__(self, head, params, size, scale):
-        self.decode = jax.jit(
-            lambda outputs: of_class(
-                head.decode(params, outputs, size=size, score_threshold=0.01, iou_threshold=0.45), 0
-            )
-        )
-        self.scale = np.asarray(scale, np.float32)
-        self.found = [[], []]
-
-    def __call__(self, index, *outputs):
-        for found, output in zip(self.found, outputs, strict=True):
-            found.append(jax.tree.map(np.asarray, self.decode(output)))
-
-    def result(self):
-        truth = parse_mot((DATA / "pets09_s2l1" / "gt_mot.txt").read_text())
-        count = len(self.found[0])
-        boxes, present = pad_boxes([truth.get(i + 1, np.zeros((0, 4))) for i in range(count)])
-        values = {}
-        for name, found in zip(("dense", "incremental"), self.found, strict=True):
-            joined = Detections(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-            joined = joined._replace(boxes=joined.boxes * self.scale)
-            value = average_precision(joined, boxes, present).value
-            values[f"ap50_{name}"] = 100 * float(value)
-        return values
+    return compare(fn, params, unit(pets((512, 512), most=40).frames), threshold=20 / 255)
 
 
 def yolov5n_pets():
     """YOLOv5n (COCO), 640x480, PETS (250 frames), theta 15, tau 0.5."""
-    fn, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
-    frames = unit(pets(250, (480, 640)))
-    accuracy = Accuracy(HEADS["yolov5"], params, (480, 640), [768 / 640, 576 / 480] * 2)
-    found = compare(fn, params, frames, threshold=15 / 255, truncation=0.5, keep=accuracy)
+    fn, params = load_yolov5n()
+    clip = pets((480, 640))
+    accuracy = Accuracy(HEADS["yolov5"], params, (480, 640), clip)
+    found = compare(
+        fn, params, unit(clip.frames), threshold=15 / 255, truncation=0.5, keep=accuracy
+    )
     return found | accuracy.result()
 
 
 def yolox_pets():
     """YOLOX-nano (COCO), 416x416 letterboxed, PETS (250 frames), theta 15, tau 0.5."""
-    path = DATA / "weights" / "yolox_nano" / "yolox_nano.onnx"
-    fn, params = load_onnx(path)
-    frames = []
-    for frame in pets(250, (312, 416)):
+    fn, params = load_yolox_nano()
+    clip, frames = pets((312, 416)), []
+    for frame in clip.frames:
         square = np.full((1, 416, 416, 3), 114, np.float32)
         square[:, :312] = frame[..., ::-1]
         frames.append(square)
-    accuracy = Accuracy(HEADS["yolox"], params, (416, 416), [768 / 416] * 4)
+    accuracy = Accuracy(HEADS["yolox"], params, (416, 416), clip)
     found = compare(
-        fn, params, frames, threshold=15.0, truncation=0.5, onnx_path=path, keep=accuracy
+        fn, params, frames, threshold=15.0, truncation=0.5, onnx_path=YOLOX_NANO, keep=accuracy
     )
     return found | accuracy.result()
 
 
 def streams():
     """YOLOv5n, 640x480, theta 15, tau 0.5: one stream against eight on one step, by stream."""
-    fn, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
-    frames = unit(pets(100, (480, 640)))
+    fn, params = load_yolov5n()
+    frames = unit(pets((480, 640), most=100).frames)
     results = {}
     for count in (1, 8):
         clip = [np.concatenate([frames[10 * s + t] for s in range(count)]) for t in range(25)]
@@ -231,33 +156,6 @@ CASES = {
     f.__name__: f
     for f in (vgg_pets, vgg_still, vgg_all_new, resnet_pets, yolov5n_pets, yolox_pets, streams)
 }
-
-
-def main(names, cases, path):
-    """Runs cases by name, all where none is named, and keeps their figures in a JSON file."""
-    listed = "\n".join(f"  {name}: {run.__doc__}" for name, run in cases.items())
-    parser = argparse.ArgumentParser(
-        description=f"Times dynvid against dense networks. Run it alone.\n\n{listed}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("case", nargs="*", help="what to time; all where none is named")
-    names = parser.parse_args(names).case
-    if unknown := [name for name in names if name not in cases]:
-        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(cases)}")
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results["machine"] = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
-    for name in names or cases:
-        console.print(f"[bold]{cases[name].__doc__}")
-        results[name] = cases[name]()
-        console.print_json(data=results[name])
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
-        temporary.rename(path)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dynvid.coding.container import (
     BitstreamReader,
     BitstreamWriter,
     Header,
+    LabelCoder,
 )
 from dynvid.coding.errors import BitstreamError
 
@@ -202,6 +203,109 @@ def test_damaged_packets_are_skipped_up_to_the_next_key_frame(stage, block):
             read(cut)
 
 
+@pytest.mark.parametrize(
+    "options", [{"low": -0.5}, {"group_of_pictures": 5}, {"levels": 11}, {"dtype": "float16"}]
+)
+def test_no_packet_passes_under_another_header(options):
+    header = header_of()
+    data, _ = written(header, frames_of(header, 3))
+    other = header_of(**options).to_bytes()
+    swapped = other + data[len(other) :]
+    with pytest.raises(BitstreamError, match="packet 0 is damaged: the checksum of its head"):
+        read(swapped)
+    # Sixteen bits tell the head, which some 1 in 2^16 bytes pass, and 32 more the rest.
+    with pytest.raises(BitstreamError, match="the data end before"):
+        read(swapped, skip_damaged=True)
+
+
+def test_key_frames_may_come_before_they_are_due():
+    header = header_of()
+    rng = np.random.default_rng(0)
+    are_key = [True, False, True, False, True, True, False, False, True, False]
+    labels = [
+        rng.integers(0, header.key_levels if is_key else header.levels, SHAPE) for is_key in are_key
+    ]
+    file = io.BytesIO()
+    writer = BitstreamWriter(file, header)
+    sizes = [
+        writer.write(frame, is_key=is_key)[0] for frame, is_key in zip(labels, are_key, strict=True)
+    ]
+    writer.close()
+    data = file.getvalue()
+    for skip in (False, True):
+        seen = read(data, skip_damaged=skip)
+        assert [frame.is_key for frame in seen] == are_key
+        for frame, expected in zip(seen, labels, strict=True):
+            np.testing.assert_array_equal(frame.labels, expected)
+    # One of them repairs what was lost before it.
+    start = len(header.to_bytes()) + sizes[0]
+    cut = data[:start] + data[start + sizes[1] :]
+    assert [frame.number for frame in read(cut, skip_damaged=True)] == [0, *range(2, 10)]
+
+
+def test_a_key_frame_that_is_due_has_to_come():
+    header = header_of()
+    writer = BitstreamWriter(io.BytesIO(), header)
+    with pytest.raises(ValueError, match="is_key must be True for frame 0; got False"):
+        writer.write(np.zeros(SHAPE, int), is_key=False)
+    frames = [labels % header.levels for labels in frames_of(header, 6)]
+    longer = header_of(group_of_pictures=8)
+    # As a writer of longer groups would send it, with the header's own checksums.
+    data = numbered(header, [(n, n % 8 == 0) for n in range(6)], frames)
+    with pytest.raises(BitstreamError, match="packet holds frame 4, of the wrong kind"):
+        read(data)
+    assert [frame.number for frame in read(data, skip_damaged=True)] == [0, 1, 2, 3]
+    assert len(read(numbered(longer, [(n, n % 8 == 0) for n in range(6)], frames))) == 6
+
+
+def numbered(header, kinds, frames):
+    """A bitstream of frames with these numbers, key or not, and its end."""
+    coder = LabelCoder(header)
+    data = header.to_bytes()
+    seed = zlib.crc32(data[:-4])
+
+    def packet(kind, number, payload=b""):
+        head = struct.pack("<BII", kind, number, len(payload))
+        head += struct.pack("<H", zlib.crc32(head, seed) & 0xFFFF)
+        return head + payload + struct.pack("<I", zlib.crc32(head + payload, seed))
+
+    for (number, is_key), labels in zip(kinds, frames, strict=True):
+        payload = coder.encode(np.asarray(labels, np.int16), is_key=is_key)
+        data += packet(0xB0 if is_key else 0xB1, number, payload)
+    return data + packet(0xBF, min(kinds[-1][0] + 1, 2**32 - 1))
+
+
+def test_numbers_have_thirty_two_bits():
+    header = header_of()
+    frames = list(frames_of(header, 8))
+    for first in (2**31 - 4, 2**32 - 8):
+        data = numbered(header, [(first + n, n % 4 == 0) for n in range(8)], frames)
+        seen = read(data, skip_damaged=True)
+        assert [frame.number for frame in seen] == list(range(first, first + 8))
+        for frame, expected in zip(seen, frames, strict=True):
+            np.testing.assert_array_equal(frame.labels, expected)
+        with pytest.raises(
+            BitstreamError, match=f"frame 0 was to come, packet holds frame {first}"
+        ):
+            read(data)
+
+
+def test_a_full_bitstream_takes_no_more():
+    file = io.BytesIO()
+    header = header_of(group_of_pictures=1)
+    writer = BitstreamWriter(file, header)
+    writer._frames = 2**32 - 2
+    labels = np.full(SHAPE, 3)
+    writer.write(labels)
+    before = file.getvalue()
+    with pytest.raises(ValueError, match="frames must be 4294967295 at most; got one more"):
+        writer.write(labels)
+    assert file.getvalue() == before
+    writer.close()
+    (frame,) = read(file.getvalue(), skip_damaged=True)
+    assert frame.number == 2**32 - 2
+
+
 def test_the_reason_is_told():
     header = header_of()
     data, sizes = written(header, frames_of(header, 3))
@@ -247,9 +351,9 @@ def test_headers_that_lie_are_refused_whatever_their_checksum():
         (12, struct.pack("<I", MOST_VALUES), "shape must be"),
         (16, b"\x09", "makes no sense"),
         (18, b"\x03", "makes no sense"),
-        (19, b"\x00", "block must be of 1 .. 16 and divide 4 x 5, got 0"),
-        (19, b"\x02", "block must be of 1 .. 16 and divide 4 x 5, got 2"),
-        (19, b"\xff", "block must be of 1 .. 16 and divide 4 x 5, got 255"),
+        (19, b"\x00", "block must be of 1 .. 16 and divide 4 x 5; got 0"),
+        (19, b"\x02", "block must be of 1 .. 16 and divide 4 x 5; got 2"),
+        (19, b"\xff", "block must be of 1 .. 16 and divide 4 x 5; got 255"),
         (20, struct.pack("<H", 8), "levels must be odd"),
         (22, struct.pack("<H", 1), "key_levels must be"),
         (24, struct.pack("<I", 0), "group_of_pictures must be"),
@@ -268,7 +372,7 @@ def test_headers_that_lie_are_refused_whatever_their_checksum():
 def test_an_absurd_length_is_refused_before_anything_is_read():
     header = header_of().to_bytes()
     head = struct.pack("<BII", 0xB0, 0, 1 << 31)
-    head += struct.pack("<H", zlib.crc32(head, zlib.crc32(header)) & 0xFFFF)
+    head += struct.pack("<H", zlib.crc32(head, zlib.crc32(header[:-4])) & 0xFFFF)
     with pytest.raises(BitstreamError, match="packet 0 announces 2147483648 bytes, more than any"):
         read(header + head + bytes(100))
 
@@ -280,8 +384,8 @@ def test_what_does_not_fit_the_header_is_not_written():
     for labels, message in [
         (np.zeros((1, 4, 5, 3), int), "labels must be integers"),
         (np.zeros(SHAPE), "labels must be integers"),
-        (np.full(SHAPE, 17), "labels must be of 0 .. 16, got 17"),
-        (np.full(SHAPE, -1), "labels must be of 0 .. 16, got -1"),
+        (np.full(SHAPE, 17), "labels must be of 0 .. 16; got 17"),
+        (np.full(SHAPE, -1), "labels must be of 0 .. 16; got -1"),
     ]:
         with pytest.raises(ValueError, match=message):
             writer.write(labels)
@@ -305,10 +409,10 @@ def test_what_does_not_fit_the_header_is_not_written():
         ({"low": (0.0, 1.0)}, "one for each of 3 channels"),
         ({"high": -1.0}, "low must be below high"),
         ({"shape": (1, 1, 1, 20_000)}, "16384 channels at most"),
-        ({"block": 0}, "block must be of 1 .. 16 and divide 4 x 5, got 0"),
-        ({"block": 4}, "block must be of 1 .. 16 and divide 4 x 5, got 4"),
+        ({"block": 0}, "block must be of 1 .. 16 and divide 4 x 5; got 0"),
+        ({"block": 4}, "block must be of 1 .. 16 and divide 4 x 5; got 4"),
         ({"shape": (1, 17, 17, 1), "block": 17}, "block must be of 1 .. 16"),
-        ({**BLOCKS[2], "key_levels": 16}, "key_levels must be odd with blocks, got 16"),
+        ({**BLOCKS[2], "key_levels": 16}, "key_levels must be odd with blocks; got 16"),
     ],
 )
 def test_headers_that_cannot_be(options, message):

@@ -138,12 +138,12 @@ def test_no_frames_no_packets():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"qp": 52}, "qp must be 0 .. 51, got 52"),
+        ({"qp": 52}, "qp must be 0 .. 51; got 52"),
         ({"qp": -1}, "qp must be"),
-        ({"gop": 0}, "gop must be at least 1 picture, got 0"),
-        ({"ctu": 8}, "ctu must be 16, 32, 64 or None, got 8"),
-        ({"threads": 0}, "threads must be at least 1, got 0"),
-        ({"pixel_format": "rgb24"}, "pixel_format must be 'gray' or 'yuv420p', got 'rgb24'"),
+        ({"gop": 0}, "gop must be at least 1 picture; got 0"),
+        ({"ctu": 8}, "ctu must be 16, 32, 64 or None; got 8"),
+        ({"threads": 0}, "threads must be at least 1; got 0"),
+        ({"pixel_format": "rgb24"}, "pixel_format must be 'gray' or 'yuv420p'; got 'rgb24'"),
     ],
 )
 def test_options_are_refused_before_any_frame_is_taken(options, message):
@@ -154,7 +154,7 @@ def test_options_are_refused_before_any_frame_is_taken(options, message):
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (np.zeros((8, 8), np.float32), r"frame 1 must be uint8\(H, W\) for gray, got float32"),
+        (np.zeros((8, 8), np.float32), r"frame 1 must be uint8\(H, W\) for gray; got float32"),
         (np.zeros((8, 8, 3), np.uint8), r"frame 1 must be uint8\(H, W\) for gray"),
         (np.zeros((8, 9), np.uint8), r"frame 1 has shape \(8, 9\), the first has \(8, 8\)"),
     ],
@@ -227,8 +227,8 @@ def test_what_is_no_feature_map_is_refused():
         with pytest.raises(ValueError, match=r"features must be \(..., h, w, C\).*got \(3, 0, 4\)"):
             lay_out(np.zeros((3, 0, 4)))
     for undo in (untile, unquilt):
-        message = r"picture must be \(..., 16 h, 16 w\) for 256 channels, got \(832, 830\)"
+        message = r"picture must be \(..., 16 h, 16 w\) for 256 channels; got \(832, 830\)"
         with pytest.raises(ValueError, match=message):
             undo(np.zeros((832, 830)), channels=256)
-        with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="channels must be at least 1; got 0"):
             undo(np.zeros((4, 4)), channels=0)

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynvid.incremental.execute import State, interior
+from dynvid.graph.trace import Value
 from dynvid.incremental.plan import Plan
-from dynvid.incremental.trace import Value
+from dynvid.incremental.state import State, interior
 
 
 def held(plan: Plan, state: State) -> dict[Value, jax.Array]:

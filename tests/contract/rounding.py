@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 
-from dynvid.incremental.trace import Node, Value, trace
+from dynvid.graph.trace import Node, Value, trace
 
 _EPS = float(np.finfo(np.float32).eps)
 
@@ -65,7 +65,7 @@ def rounding_bounds(fn, params, frames) -> list[float]:
             arrays = [read(value) for value in node.inputs]
             outputs = [_widen(np.asarray(array)) for array in _bind(node, arrays)]
             top = max(0.0, *(largest[v] for v in node.inputs), *map(_size, outputs))
-            if any(value.dynamic for value in node.inputs):
+            if any(value.frame_dependent for value in node.inputs):
                 bound = _bound(node, arrays, [error[v] for v in node.inputs], outputs[0])
             else:
                 real = np.issubdtype(outputs[0].dtype, np.floating)

@@ -23,7 +23,7 @@ def test_caches_stay_within_their_tolerance(name):
     params = network.params(integer=True)
     frames = clip(network, integer=True)
     video = dynvid.incremental(network.fn, truncation=0.7, threshold=2)
-    plan = plan_for(network.fn, params, frames[0], truncation=0.7)
+    plan = plan_for(network.fn, params, frames[0], compares=True)
     excess = excesses(plan)
     state, out = video.init(params, frames[0])
     watch = Watch(plan, out, state)
@@ -82,7 +82,7 @@ def test_two_thousand_frames_drift_no_further_than_ten():
     first = rng.random((2, 16, 16, 3), np.float32)
     tau, theta = 0.3, 0.02
     video = dynvid.incremental(fn, truncation=tau, threshold=theta)
-    excess = excesses(plan_for(fn, params, first, truncation=tau))
+    excess = excesses(plan_for(fn, params, first, compares=True))
 
     def show(state, t):
         # A texture that brightens and fades under noise, and an object that comes round.

@@ -44,7 +44,7 @@ def watched(network: Network, *, streams: int = 2, **options) -> Watch:
     params = network.params(integer=True)
     frames = [jnp.asarray(x) for x in clip(network, integer=True, streams=streams)]
     tau = options.get("truncation", 0.0)
-    plan = plan_for(network.fn, params, frames[0], truncation=tau, cell=options.get("cell"))
+    plan = plan_for(network.fn, params, frames[0], compares=tau > 0, cell=options.get("cell"))
     video = dynvid.incremental(network.fn, **options)
     state, out = video.init(params, frames[0])
     watch = Watch(plan, out, state)

@@ -68,10 +68,10 @@ def test_a_missing_border_mask_is_seen(monkeypatch):
 def test_a_change_mask_that_does_not_grow_is_seen(monkeypatch):
     grow = execute.mask_through
 
-    def stay(mask, reach, size):
+    def stay(mask, receptive_field, size):
         kept = [
             dataclasses.replace(r, window=1, low=0) if isinstance(r, geometry.Stencil) else r
-            for r in reach
+            for r in receptive_field
         ]
         wide = [max(1, -(-n // r.stride)) for n, r in zip(mask.shape[1:], kept, strict=True)]
         return grow(mask, tuple(kept), tuple(wide))[:, : size[0], : size[1]]
@@ -83,8 +83,8 @@ def test_a_change_mask_that_does_not_grow_is_seen(monkeypatch):
 def test_a_mask_that_does_not_pass_a_pooling_is_seen(monkeypatch):
     grow = execute.mask_through
 
-    def forget(mask, reach, size):
-        out = grow(mask, reach, size)
+    def forget(mask, receptive_field, size):
+        out = grow(mask, receptive_field, size)
         return out if mask.shape[1:] == size else np.zeros(out.shape, bool) & out
 
     monkeypatch.setattr(execute, "mask_through", forget)

@@ -32,7 +32,7 @@ from experiments.ifmdc.edge_cloud.cloud import Cloud
 from experiments.ifmdc.edge_cloud.edge import Edge, EdgeError, Encoder, Result, Seconds
 from experiments.ifmdc.edge_cloud.judge import drawn_boxes, judge
 from experiments.ifmdc.edge_cloud.models import Scene, load
-from experiments.ifmdc.edge_cloud.network import decoder, split_network
+from experiments.ifmdc.edge_cloud.network import split_network
 from experiments.ifmdc.edge_cloud.wire import Answer, Connection, Kind, WireError
 
 PATIENCE = 120.0  # seconds until a test that hangs fails
@@ -84,8 +84,8 @@ def video(count):
 
 
 @functools.cache
-def reference(net, settings):
-    return jax.jit(net.front), jax.jit(ifmdc(settings).encode)
+def reference(net):
+    return jax.jit(net.front)
 
 
 @functools.cache
@@ -95,8 +95,7 @@ def incremental_front(net):
 
 def expected(net, settings, frames, results, *, incremental=False):
     """back(decode(encode(front(x)))) of every result, computed here, connection by connection."""
-    init, decode_symbols = decoder(settings)
-    front, encode = reference(net, settings)
+    codec, front = ifmdc(settings), reference(net)
     video = incremental_front(net) if incremental else None
     for connection in sorted({r.connection for r in results}):
         own = [r for r in results if r.connection == connection]
@@ -105,7 +104,7 @@ def expected(net, settings, frames, results, *, incremental=False):
         assert [r.is_key for r in own] == [
             n % settings.group_of_pictures == 0 for n in range(len(own))
         ]
-        near, far = init(net.feature.shape), init(net.feature.shape)
+        near, far = codec.blank(net.feature.shape), codec.blank(net.feature.shape)
         for result in own:
             frame = frames[result.frame][None]
             feature = front(net.params, frame)
@@ -118,8 +117,8 @@ def expected(net, settings, frames, results, *, incremental=False):
                     state, own_feature = video.step(net.params, state, frame)
                 assert np.array_equal(own_feature, feature)
                 (change,) = state.changes
-            near, symbols = encode(near, feature, change)
-            far, reconstruction = decode_symbols(far, symbols)
+            near, symbols = codec.encoder.step((), near, feature, change)
+            far, reconstruction = codec.decoder.step((), far, symbols)
             yield result, net.back(net.params, reconstruction)
 
 

@@ -20,7 +20,7 @@ def test_every_operation_has_a_mode_and_dense_ones_a_reason(network):
     explained = dynvid.explain(network.fn, params, frames)
     text = str(explained)
     for row in explained.rows:
-        assert row.mode in ("incremental", "moved", "dense", "fixed")
+        assert row.mode in ("incremental", "deferred", "dense", "fixed")
         assert row.operation in text
         assert row.note or row.mode not in ("dense", "incremental")
         assert not row.layer or row.layer in explained.layers

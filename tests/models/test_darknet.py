@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import dynvid
+from dynvid.graph.trace import trace
 from dynvid.incremental.plan import node_macs
-from dynvid.incremental.trace import trace
 from dynvid.models.darknet import Section, Yolo, build_darknet, parse_cfg, yolov3_cfg
 from dynvid.models.detection import HEADS, decode_yolov3
 from dynvid.weights.darknet import load_darknet

@@ -140,6 +140,6 @@ def test_the_first_coefficient_is_the_mean(block):
 def test_a_block_that_does_not_fit(size):
     height, width = size
     with pytest.raises(
-        ValueError, match=rf"block=4 must divide height and width, got {height} x {width}"
+        ValueError, match=rf"block must divide height and width, {height} x {width}; got 4"
     ):
         to_blocks(jnp.zeros((1, height, width, 2)), block=4)

@@ -59,9 +59,9 @@ def test_ranges_by_channel():
 
 
 def test_too_few_levels():
-    with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="levels must be at least 2; got 1"):
         uniform_quantize(jnp.zeros(3), low=0, high=1, levels=1)
-    with pytest.raises(ValueError, match="levels must be at least 2, got 0"):
+    with pytest.raises(ValueError, match="levels must be at least 2; got 0"):
         uniform_dequantize(jnp.zeros(3, int), low=0, high=1, levels=0)
 
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from dynvid.kernels.masked_conv import masked_conv
 from dynvid.ops import masks
-from dynvid.ops.sparse_conv import cell_sparse_conv, convolve_pixels, pixel_sparse_conv
+from dynvid.ops.sparse_conv import convolve_pixels, pixel_sparse_conv
 from tests.ops.geometry import convolve, geometries
 
 SAME = {
@@ -68,7 +69,7 @@ def check(geometry, size, groups, seed, capacity=None, cell=2):
         by_pixel = pixel_sparse_conv(
             *arguments, groups=groups, capacity=capacity, **options(geometry)
         )
-        by_cell = cell_sparse_conv(*arguments, groups=groups, cell=cell, **options(geometry))
+        by_cell = masked_conv(*arguments, groups=groups, cell=cell, **options(geometry))
         dense = convolve(x, kernel, geometry, groups)
         return by_pixel, by_cell, masks.stencil(mask, **geometry), dense
 
@@ -229,11 +230,11 @@ def test_real_values_within_the_bound_of_a_reordered_sum():
 @pytest.mark.parametrize(
     ("replace", "message"),
     [
-        ({"mask": jnp.ones((2, 5, 5), bool)}, r"mask: expected \[2, 6, 5\].*\[2, 5, 5\]"),
-        ({"kernel": jnp.ones((3, 3, 2, 4))}, r"kernel: .*C = 3 and groups = 1.*\[3, 3, 2, 4\]"),
-        ({"previous": jnp.ones((2, 6, 4, 4))}, r"previous: .*\[2, 6, 5, 4\], got \[2, 6, 4, 4\]"),
-        ({"capacity": 0}, "capacity: expected at least 1, got 0"),
-        ({"groups": 3, "kernel": jnp.ones((3, 3, 1, 4))}, "C' a multiple of groups"),
+        ({"mask": jnp.ones((2, 5, 5), bool)}, r"mask must be \[2, 6, 5\].*\[2, 5, 5\]"),
+        ({"kernel": jnp.ones((3, 3, 2, 4))}, r"kernel .*C = 3 and groups = 1.*\[3, 3, 2, 4\]"),
+        ({"previous": jnp.ones((2, 6, 4, 4))}, r"previous .*\[2, 6, 5, 4\]; got \[2, 6, 4, 4\]"),
+        ({"capacity": 0}, "capacity must be at least 1; got 0"),
+        ({"groups": 3, "kernel": jnp.ones((3, 3, 1, 4))}, "O a multiple of groups"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(replace, message):
@@ -248,41 +249,6 @@ def test_shapes_that_do_not_fit_are_named(replace, message):
     arrays = [call.pop(name) for name in ("x", "kernel", "previous", "mask")]
     with pytest.raises(ValueError, match=message):
         pixel_sparse_conv(*arrays, **call)
-
-
-@pytest.mark.parametrize("cell", [1, 2, 3, 4])
-def test_wide_layers_by_cells(cell):
-    """Sixteen channels and more take Winograd's form on even cells: exact on whole numbers too."""
-    generator = np.random.default_rng(cell)
-    x = whole_numbers(generator, 2, 9, 7, 17)
-    kernel = whole_numbers(generator, 3, 3, 17, 19)
-    dense = convolve(x, kernel, SAME)
-    mask = mask_of("some", (9, 7), cell)
-    previous = jnp.full_like(dense, 0.25)
-    found = jax.jit(functools.partial(cell_sparse_conv, cell=cell, **options(SAME)))(
-        x, kernel, previous, mask
-    )
-    expected = np.where(masks.stencil(mask, **SAME)[..., None], dense, previous)
-    np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-def test_what_is_not_finite_spreads_no_further_than_its_window(bad):
-    generator = np.random.default_rng(0)
-    x = jnp.asarray(whole_numbers(generator, 1, 8, 8, 16)).at[0, 3, 4, 0].set(bad)
-    kernel = jnp.ones((3, 3, 16, 16))
-    dense = convolve(x, kernel, SAME)
-    mask = mask_of("full", (8, 8), 0, streams=1)
-    found = jax.jit(functools.partial(cell_sparse_conv, **options(SAME)))(
-        x, kernel, jnp.zeros_like(dense), mask
-    )
-    np.testing.assert_array_equal(found, dense)
-
-
-def test_a_cell_has_at_least_one_pixel():
-    x, kernel, previous = problem(SAME, (6, 6), 1, seed=0)
-    with pytest.raises(ValueError, match="cell: expected at least 1, got 0"):
-        cell_sparse_conv(x, kernel, previous, mask_of("full", (6, 6), 0), cell=0, **options(SAME))
 
 
 @pytest.mark.parametrize("groups", [1, 3])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import dynvid
 from dynvid.models.vgg import VGG16
-from dynvid.systems.dyncnn import comparison, dyncnn, dyncnn_groups, position, recovery
+from dynvid.systems.dyncnn import comparison, dyncnn, dyncnn_groups, position
 from dynvid.systems.dyncnn.layers import from_strip, to_strip
 from tests.contract.zoo import BY_NAME, act, clip, conv, pool
 
@@ -476,8 +476,8 @@ def test_position_lists_the_cells_of_all_streams():
     group = dyncnn_groups(three, three_params(), jax.ShapeDtypeStruct((2, 24, 27, 3), "float32"))[0]
     mask = np.zeros((2, 24, 27), bool)
     mask[0, 0, 0] = mask[1, 23, 14] = True
-    reaches = [c.reach for c in group.convolutions]
-    found = position(mask, reaches, [c.size for c in group.convolutions], cell=6)
+    receptive_fields = [c.receptive_field for c in group.convolutions]
+    found = position(mask, receptive_fields, [c.size for c in group.convolutions], cell=6)
     expected = np.zeros_like(mask)
     expected[0, :4, :4] = expected[1, 20:, 11:18] = True
     np.testing.assert_array_equal(found.impacted, expected)
@@ -500,16 +500,6 @@ def test_a_strip_shrinks_as_the_papers_arrays_do(side, count, convolutions):
     np.testing.assert_array_equal(valid, batch)
 
 
-def test_recovery_drops_what_lies_beyond_the_image():
-    stored = jnp.zeros((2, 9, 9, 1))
-    cells = jnp.full((1, 4, 4, 1), 5.0)
-    at = jnp.array([4])
-    out = recovery(stored, cells, jnp.array([1]), at, at, low=(1, 1), grid=(6, 7))
-    expected = np.zeros((2, 9, 9, 1))
-    expected[1, 5:7, 5:8] = 5
-    np.testing.assert_array_equal(out, expected)
-
-
 # Refusals.
 
 
@@ -522,8 +512,8 @@ def test_recovery_drops_what_lies_beyond_the_image():
         ({"border": "zero"}, "border: expected .* got 'zero'"),
         ({"layout": "row"}, "layout: expected .* got 'row'"),
         ({"channels": "red"}, "channels: expected .* got 'red'"),
-        ({"threshold": -1.0}, "threshold: expected a number of at least 0, got -1.0"),
-        ({"threshold": float("nan")}, "threshold: expected"),
+        ({"threshold": -1.0}, "threshold must be a number of at least 0.* got -1.0"),
+        ({"threshold": float("nan")}, "threshold must be"),
         ({"cell": 0}, "cell: expected sides of at least 1 pixel, got 0"),
         ({"cell": [6, 0]}, "cell: expected sides of at least 1 pixel"),
     ],
@@ -553,3 +543,37 @@ def test_wrong_groups_and_frames_are_refused_by_init_and_step():
         video.step(TWO, state, frames[:, 1:])
     with pytest.raises(ValueError, match=r"mask must be bool\[1, 24, 24\]"):
         video.step(TWO, state, frames, jnp.zeros((1, 24, 24)))
+
+
+# Streams, settings and parameters.
+
+
+def small(p, x):
+    x = jax.nn.relu(conv(x, p[0]))
+    return conv(jax.nn.relu(x + x.mean((0, 1, 2))), p[1])
+
+
+def test_streams_thresholds_and_parameters_may_change():
+    rng = np.random.default_rng(0)
+    params = [jnp.asarray(rng.integers(-1, 2, (3, 3, c, 4)), jnp.float32) for c in (3, 4)]
+    frames = rng.integers(0, 8, (4, 2, 16, 16, 3)).astype(np.float32)
+    video = dyncnn(small, reference="last_used", inputs="composite", cell=4)
+    dense = jax.jit(small)
+    state, _ = video.init(params, frames[0])
+    other, _ = video.init(params, frames[1][1:])
+    state = dynvid.replace_streams(state, other, jnp.array([False, True]))
+    still = np.concatenate([frames[0][:1], frames[1][1:]])
+    state, out = video.step(params, state, still)
+    np.testing.assert_array_equal(out, dense(params, still))
+    # Nothing reaches a threshold of 100, in the second stream alone.
+    state, out = video.step(params, state.with_settings(threshold=[0, 100]), frames[2])
+    mixed = np.concatenate([frames[2][:1], still[1:]])
+    np.testing.assert_array_equal(state.reference, mixed)
+    np.testing.assert_array_equal(out, dense(params, mixed))
+    changed = [-p for p in params]
+    state, out = video.step(changed, state, frames[3])
+    np.testing.assert_array_equal(out, dense(changed, frames[3]))
+    with pytest.raises(ValueError, match=r"threshold must be .* 2 streams"):
+        state.with_settings(threshold=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"state must be of this very function.*groups"):
+        dyncnn(small, groups=[0]).step(params, state, frames[0])

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import io
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import scipy.fft
 from jax import lax
 
+import dynvid
 from dynvid.coding.container import BitstreamReader, BitstreamWriter
 from dynvid.ops.block_transform import frequency_order
 from dynvid.ops.run_length import run_length_tokens
@@ -36,10 +38,15 @@ def walk(frames, *, seed=0, shape=SHAPE, speed=0.4):
         yield jnp.asarray(x, jnp.float32)
 
 
+def steps(codec):
+    """`encode(state, features, mask)` and `decode(state, symbols)`."""
+    return tuple(functools.partial(end.step, ()) for end in (codec.encoder, codec.decoder))
+
+
 def run(codec, features, change=None, *, shape=SHAPE):
     """Yields the feature, the encoder's state, symbols, the decoder's state, reconstruction."""
-    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    here = there = codec.init(shape)
+    encode, decode = steps(codec)
+    here = there = codec.blank(shape)
     for feature in features:
         here, symbols = encode(here, feature, change)
         there, reconstruction = decode(there, symbols)
@@ -121,12 +128,12 @@ def test_both_ends_hold_the_same_after_ten_thousand_frames():
         def one(carry, key):
             here, there, x = carry
             x = 0.98 * x + 0.4 * jax.random.normal(key, SHAPE)
-            here, symbols = codec.encode(here, x)
-            there, reconstruction = codec.decode(there, symbols)
+            here, symbols = codec.encoder.step((), here, x)
+            there, reconstruction = codec.decoder.step((), there, symbols)
             error = jnp.max(jnp.abs(jnp.clip(x, -2, 4) - reconstruction))
             return (here, there, x), (jnp.all(here.level == there.level), error, symbols.is_key)
 
-        start = (codec.init(SHAPE), codec.init(SHAPE), jnp.zeros(SHAPE))
+        start = (codec.blank(SHAPE), codec.blank(SHAPE), jnp.zeros(SHAPE))
         return lax.scan(one, start, jax.random.split(key, 10_000))
 
     (here, there, _), (same, errors, keys) = go(jax.random.key(0))
@@ -160,7 +167,7 @@ def test_n_is_the_most_frequent_label():
 
 
 def test_even_levels_are_refused_with_the_reason():
-    with pytest.raises(ValueError, match=r"levels must be odd.*got 8.*no label for a residual"):
+    with pytest.raises(ValueError, match=r"levels must be odd.*; got 8.*no label for a residual"):
         Settings(low=0.0, high=1.0, levels=8)
 
 
@@ -169,16 +176,17 @@ def test_even_levels_are_refused_with_the_reason():
     [
         ({"levels": 1}, "levels must be odd and of 3"),
         ({"key_levels": 1}, "key_levels must be of 2"),
-        ({"group_of_pictures": 0}, "group_of_pictures must be at least 1"),
+        ({"group_of_pictures": 0}, "group_of_pictures must be of 1 .. 2.32 - 1; got 0"),
+        ({"group_of_pictures": 1 << 32}, "group_of_pictures must be of 1 .. 2.32 - 1"),
         ({"scan": "whc"}, "scan must be"),
         ({"residual_divisor": 0}, "residual_divisor must be at least 1"),
         ({"dead_zone": 0.4}, "dead_zone must be 0.5"),
         ({"dead_zone": float("nan")}, "dead_zone must be 0.5"),
         ({"key_dead_zone": 0.4}, "key_dead_zone must be 0.5"),
         ({"key_dead_zone": float("inf")}, "key_dead_zone must be 0.5"),
-        ({"block": 0}, "block must be of 1 .. 16, got 0"),
-        ({"block": 17}, "block must be of 1 .. 16, got 17"),
-        ({"block": 2, "key_levels": 8}, "key_levels must be odd where block is more than 1, got 8"),
+        ({"block": 0}, "block must be of 1 .. 16; got 0"),
+        ({"block": 17}, "block must be of 1 .. 16; got 17"),
+        ({"block": 2, "key_levels": 8}, "key_levels must be odd where block is more than 1; got 8"),
         ({"low": 1.0}, "low must be below high"),
         ({"low": float("nan")}, "low must be below high"),
         ({"low": -3e38, "high": 3e38}, "low must be below high"),
@@ -195,31 +203,35 @@ def test_settings_that_cannot_be(options, message):
 
 def test_what_does_not_fit_the_state():
     codec = ifmdc(Settings(low=(0.0, 0.0), high=(1.0, 2.0)))
-    with pytest.raises(ValueError, match=r"shape must be \(streams, h, w, 2\)"):
-        codec.init((1, 2, 3, 4))
-    state = codec.init((1, 2, 3, 2))
-    with pytest.raises(ValueError, match="feature must be floating"):
-        codec.encode(state, jnp.zeros((1, 2, 3, 3)))
-    with pytest.raises(ValueError, match="change must be bool"):
-        codec.encode(state, jnp.zeros((1, 2, 3, 2)), jnp.zeros((1, 2, 3)))
+    with pytest.raises(
+        ValueError, match=r"features must be \(streams, h, w, 2\); got shape \(1, 2, 3, 4\)"
+    ):
+        codec.blank((1, 2, 3, 4))
+    state = codec.blank((1, 2, 3, 2))
+    with pytest.raises(ValueError, match="features must be floating"):
+        codec.encoder.step((), state, jnp.zeros((1, 2, 3, 3)))
+    with pytest.raises(ValueError, match=r"mask must be bool\[1, 2, 3\]; got float32"):
+        codec.encoder.step((), state, jnp.zeros((1, 2, 3, 2)), jnp.zeros((1, 2, 3)))
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 8, 2), (1, 8, 6, 2)])
 def test_a_map_that_blocks_do_not_divide(shape):
     with pytest.raises(
-        ValueError, match=f"block=4 must divide height and width, got {shape[1]} x {shape[2]}"
+        ValueError, match=f"block must divide height and width, {shape[1]} x {shape[2]}; got 4"
     ):
-        ifmdc(Settings(low=0.0, high=1.0, block=4)).init(shape)
+        ifmdc(Settings(low=0.0, high=1.0, block=4)).blank(shape)
 
 
 def test_what_does_not_fit_the_state_of_blocks():
     codec = ifmdc(Settings(low=0.0, high=1.0, block=2))
-    state = codec.init((1, 4, 6, 2))
+    state = codec.blank((1, 4, 6, 2))
     assert state.level.shape == (1, 2, 3, 8)
-    with pytest.raises(ValueError, match=r"feature must be floating \(1, 4, 6, 2\)"):
-        codec.encode(state, jnp.zeros((1, 2, 3, 8)))
-    with pytest.raises(ValueError, match=r"change must be bool \(1, 4, 6\)"):
-        codec.encode(state, jnp.zeros((1, 4, 6, 2)), jnp.zeros((1, 2, 3), bool))
+    with pytest.raises(
+        ValueError, match=r"features must be floating as in the state, \(1, 4, 6, 2\)"
+    ):
+        codec.encoder.step((), state, jnp.zeros((1, 2, 3, 8)))
+    with pytest.raises(ValueError, match=r"mask must be bool\[1, 4, 6\]; got bool\[1, 2, 3\]"):
+        codec.encoder.step((), state, jnp.zeros((1, 4, 6, 2)), jnp.zeros((1, 2, 3), bool))
 
 
 def test_a_range_for_each_channel():
@@ -348,11 +360,11 @@ def test_the_nearest_to_zero_stays_where_zero_is_out_of_range(block):
 def test_what_is_masked_out_keeps_its_level_and_all_else_is_coded_alike(block):
     shape = (2, 15 * block, 17 * block, 3)  # more positions, or blocks, than a chunk
     codec = ifmdc(Settings(low=-2.0, high=4.0, levels=33, block=block))
-    encode = jax.jit(codec.encode)
+    encode, _ = steps(codec)
     first, second = walk(2, shape=shape, speed=1.0)
     # A key frame is whole, whatever the mask says.
-    state, _ = encode(codec.init(shape), first, jnp.zeros(shape[:3], bool))
-    whole, _ = encode(codec.init(shape), first)
+    state, _ = encode(codec.blank(shape), first, jnp.zeros(shape[:3], bool))
+    whole, _ = encode(codec.blank(shape), first)
     np.testing.assert_array_equal(state.level, whole.level)
     dense, expected = encode(state, second)
     # One chunk exactly, one block more, all.
@@ -400,8 +412,8 @@ def test_what_exceeds_the_residual_range_waits_for_the_mask_or_a_key_frame(block
         )
     )
     marked = [True, True, False, False, True, False, False, False]
-    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    here = there = codec.init(shape)
+    encode, decode = steps(codec)
+    here = there = codec.blank(shape)
     means = []
     for n, mark in enumerate(marked):
         feature = jnp.full(shape, 0.0 if n == 0 else 8.0)
@@ -417,8 +429,8 @@ def test_what_exceeds_the_residual_range_waits_for_the_mask_or_a_key_frame(block
 @pytest.mark.parametrize("block", [1, 4])
 def test_a_lost_frame_is_noticed_and_repaired_at_the_next_key_frame(block):
     codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=6, block=block))
-    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    here = there = codec.init(BLOCKY)
+    encode, decode = steps(codec)
+    here = there = codec.blank(BLOCKY)
     for n, feature in enumerate(walk(14, shape=BLOCKY)):
         here, symbols = encode(here, feature)
         if n == 3:
@@ -435,8 +447,8 @@ def test_a_lost_frame_is_noticed_and_repaired_at_the_next_key_frame(block):
 
 def test_a_decoder_that_starts_late_waits_for_a_key_frame():
     codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=6))
-    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    here = there = codec.init(SHAPE)
+    encode, decode = steps(codec)
+    here = there = codec.blank(SHAPE)
     for n, feature in enumerate(walk(9)):
         here, symbols = encode(here, feature)
         if n >= 2:
@@ -453,8 +465,8 @@ def test_a_corrupted_packet_is_repaired_at_the_next_key_frame(stage, block):
     codec = ifmdc(settings)
     file = io.BytesIO()
     writer = BitstreamWriter(file, header_of(settings, shape=BLOCKY, stage=stage))
-    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    here = codec.init(BLOCKY)
+    encode, decode = steps(codec)
+    here = codec.blank(BLOCKY)
     levels, starts = [], []
     for feature in walk(12, shape=BLOCKY):
         here, symbols = encode(here, feature)
@@ -465,7 +477,7 @@ def test_a_corrupted_packet_is_repaired_at_the_next_key_frame(stage, block):
     data = bytearray(file.getvalue())
     data[starts[6] + 14] ^= 16  # in the payload of frame 6
 
-    there = codec.init(BLOCKY)
+    there = codec.blank(BLOCKY)
     seen = []
     for frame in BitstreamReader(io.BytesIO(bytes(data)), skip_damaged=True):
         symbols = Symbols(*map(jnp.asarray, (frame.labels, frame.is_key, frame.number)))
@@ -474,6 +486,190 @@ def test_a_corrupted_packet_is_repaired_at_the_next_key_frame(stage, block):
         np.testing.assert_array_equal(there.level, levels[frame.number])
         seen.append(frame.number)
     assert seen == [0, 1, 2, 3, 4, 5, 10, 11]
+
+
+# ---- the protocol
+
+
+OPTIONS = [
+    {},
+    {"levels": 5, "residual_divisor": 3, "key_levels": 17, "dead_zone": 0.8},
+    {"block": 2, "levels": 33, "key_levels": 17, "key_dead_zone": 0.6},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_init_is_a_step_from_blank(options):
+    codec = ifmdc(Settings(**({"low": -2.0, "high": 4.0} | options)))
+    (features,) = walk(1, shape=BLOCKY)
+    started = codec.encoder.init((), features)
+    stepped = codec.encoder.step((), codec.blank(BLOCKY), features)
+    jax.tree.map(np.testing.assert_array_equal, started, stepped)
+    symbols = started[1]
+    assert symbols.is_key
+    started = codec.decoder.init((), symbols)
+    stepped = codec.decoder.step((), codec.blank(BLOCKY), symbols)
+    jax.tree.map(np.testing.assert_array_equal, started, stepped)
+    # Before its first key frame a decoder shows what is nearest to zero, or the lower end.
+    late, shown = codec.decoder.init((), symbols._replace(is_key=jnp.zeros((), bool)))
+    assert not late.intact
+    np.testing.assert_array_equal(shown, 0.0 if codec.settings.block > 1 else -2.0)
+
+
+def test_a_decoder_takes_no_mask_and_no_other_labels():
+    codec = ifmdc(Settings(low=-2.0, high=4.0))
+    state, symbols = codec.encoder.init((), next(walk(1)))
+    state, _ = codec.decoder.init((), symbols)
+    with pytest.raises(ValueError, match=r"mask must be None, .*; got bool\[2, 5, 6\]"):
+        codec.decoder.step((), state, symbols, jnp.ones(SHAPE[:3], bool))
+    for labels in (symbols.labels[:1], symbols.labels.astype(jnp.float32)):
+        with pytest.raises(ValueError, match=r"symbols.labels must be integers .*\(2, 5, 6, 3\)"):
+            codec.decoder.step((), state, symbols._replace(labels=labels))
+
+
+def test_equal_settings_share_their_executables():
+    settings = {"low": -2.0, "high": 4.0, "levels": 11}
+    assert ifmdc(Settings(**settings)) is ifmdc(Settings(**settings))
+    assert ifmdc(Settings(**settings)) is not ifmdc(Settings(**settings, dead_zone=0.6))
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_work_counts_labels_and_the_transform(block):
+    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=4, block=block))
+    encode, decode = steps(codec)
+    here = there = codec.blank(BLOCKY)
+    _, height, width, channels = BLOCKY
+    dense = height * width * channels * block**2 if block > 1 else 0
+    rng = np.random.default_rng(0)
+    for n, features in enumerate(walk(9, shape=BLOCKY)):
+        mask = rng.random(BLOCKY[:3]) < 0.1 if n in (2, 3, 4) else None
+        here, symbols = encode(here, features, mask)
+        labels = np.asarray(symbols.labels)
+        coded = (labels != codec.settings.run_label) | (n % 4 == 0)
+        marked = np.ones(labels.shape[:3], bool)
+        if mask is not None and n != 4:  # a key frame is whole
+            shape = (2, height // block, block, width // block, block)
+            marked = mask.reshape(shape).any((2, 4))
+        lost = n in (5, 6, 7)  # 5 never arrives
+        before = there
+        there, _ = decode(there, symbols) if n != 5 else (there, None)
+        for state in (here, there) if n != 5 else (here,):
+            work = state.work
+            ignored = state is there and lost
+            counts = np.zeros(2) if ignored else coded.sum((1, 2, 3))
+            shares = np.zeros(2) if ignored else coded.any(-1).mean((1, 2))
+            done = marked if state is here else np.ones_like(marked)
+            np.testing.assert_array_equal(work.details["nonzero"], counts)
+            np.testing.assert_allclose(work.changed, shares, rtol=1e-6)
+            np.testing.assert_allclose(work.macs, dense * done.mean((1, 2)), rtol=1e-6)
+            np.testing.assert_array_equal(work.dense_macs, [dense, dense])
+            assert work.details["is_key"] == (n % 4 == 0)
+        assert jax.tree.structure(there) == jax.tree.structure(before)
+        assert n == 0 or 0 < coded.mean() < 1 or n % 4 == 0
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_stream_that_joins_begins_with_a_key_frame_of_all(block):
+    codec = ifmdc(
+        Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=50, block=block, key_levels=9)
+    )
+    encode, decode = steps(codec)
+    joined = jax.jit(dynvid.replace_streams)
+    here = there = codec.blank(BLOCKY)
+    newcomer = walk(120, shape=(1, *BLOCKY[1:]), seed=7)
+    keys = []
+    for n, features in enumerate(walk(120, shape=BLOCKY)):
+        if n in (7, 23, 60, 61):
+            which = jnp.array([False, True]) if n < 60 else jnp.array([True, True])
+            first = next(newcomer)
+            features = jnp.where(which[:, None, None, None], first, features)
+            # What is put in does not matter, nor that a decoder is told.
+            other = codec.blank((1, *BLOCKY[1:])) if n == 7 else codec.encoder.init((), first)[0]
+            here = joined(here, other, which)
+            assert not here.intact
+            if n == 23:
+                there = joined(there, codec.blank(BLOCKY), which)
+        elif n == 40:  # nobody joins: nothing changes
+            here = joined(here, codec.blank(BLOCKY), jnp.zeros(2, bool))
+        here, symbols = encode(here, features)
+        there, reconstruction = decode(there, symbols)
+        assert there.intact
+        np.testing.assert_array_equal(here.level, there.level)
+        if block == 1:
+            error = np.abs(np.clip(features, -2, 4) - reconstruction)
+            assert error.max() <= 6 / 8 + 6 * 6 * 2**-23
+        if symbols.is_key:
+            keys.append(n)
+    assert keys == [0, 7, 23, 50, 60, 61, 100]
+
+
+def test_the_streams_that_stay_keep_their_levels_until_the_key_frame():
+    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9))
+    *_, (_, here, *_) = run(codec, walk(5))
+    joined = dynvid.replace_streams(here, codec.blank(SHAPE), jnp.array([True, False]))
+    np.testing.assert_array_equal(joined.level[0], 0)
+    np.testing.assert_array_equal(joined.level[1], here.level[1])
+    assert joined.frame == here.frame == 5
+    assert joined.work.details["nonzero"][1] == here.work.details["nonzero"][1]
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_states_can_be_donated_and_scanned(block):
+    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=6, block=block))
+    features = list(walk(14, shape=BLOCKY))
+    expected = [
+        (symbols, reconstruction)
+        for _, _, symbols, _, reconstruction in run(codec, features, shape=BLOCKY)
+    ]
+    encode, decode = (jax.jit(end.step, donate_argnums=1) for end in (codec.encoder, codec.decoder))
+    # Of blank and of init: no buffer is given twice.
+    here, there = codec.blank(BLOCKY), codec.blank(BLOCKY)
+    states = [codec.encoder.init((), features[0])[0]]
+    states.append(encode((), states[0], features[1])[0])
+    assert states[0].level.is_deleted()
+    for x, (symbols, reconstruction) in zip(features, expected, strict=True):
+        here, found = encode((), here, x)
+        jax.tree.map(np.testing.assert_array_equal, found, symbols)
+        there, shown = decode((), there, found)
+        np.testing.assert_array_equal(shown, reconstruction)
+
+    def one(carry, x):
+        here, there = carry
+        here, symbols = codec.encoder.step((), here, x)
+        there, reconstruction = codec.decoder.step((), there, symbols)
+        return (here, there), (symbols, reconstruction)
+
+    _, found = lax.scan(one, (codec.blank(BLOCKY), codec.blank(BLOCKY)), jnp.stack(features))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected)
+    jax.tree.map(np.testing.assert_array_equal, found, stacked)
+
+
+@pytest.mark.parametrize("start", [2**31 - 3, 2**32 - 3])
+def test_frames_are_numbered_in_thirty_two_unsigned_bits(start):
+    """Number 2^31 is like any other; after 2^32 - 1 comes 0, a key frame."""
+    period = 7  # 2^31 mod 7 = 2, 2^32 mod 7 = 4
+    codec = ifmdc(Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=period))
+    encode, decode = steps(codec)
+    here = codec.blank(SHAPE)._replace(frame=jnp.asarray(start, jnp.uint32))
+    there = codec.blank(SHAPE)
+    for n, features in enumerate(walk(20)):
+        number = (start + n) % 2**32
+        here, symbols = encode(here, features)
+        there, _ = decode(there, symbols)
+        assert symbols.frame.dtype == here.frame.dtype == there.frame.dtype == jnp.uint32
+        assert int(symbols.frame) == number
+        assert symbols.is_key == (n == 0 or number % period == 0)
+        assert there.intact
+        np.testing.assert_array_equal(here.level, there.level)
+
+
+def test_the_longest_group():
+    codec = ifmdc(Settings(low=-2.0, high=4.0, group_of_pictures=2**32 - 1))
+    encode, _ = steps(codec)
+    state, _ = encode(codec.blank(SHAPE), next(walk(1)))
+    for number, is_key in ((1, False), (2**31, False), (2**32 - 2, False), (2**32 - 1, True)):
+        at = state._replace(frame=jnp.asarray(number, jnp.uint32))
+        assert encode(at, next(walk(1)))[1].is_key == is_key
 
 
 # ---- files
@@ -501,13 +697,33 @@ def test_a_file_gives_back_what_the_encoder_holds(block):
         scanned = dataclasses.replace(settings, scan=scan)
         file = io.BytesIO()
         writer = FeatureWriter(file, scanned, shape=BLOCKY, stage=stage)
-        sizes = [writer.write(feature, change=change)[0] for feature in features]
+        sizes = [writer.write(feature, mask=change)[0] for feature in features]
         writer.close()
         reader = FeatureReader(io.BytesIO(file.getvalue()))
         assert reader.header == header_of(scanned, shape=BLOCKY, stage=stage)
         frames = list(reader)
         assert [frame.bits for frame in frames] == [8 * size for size in sizes]
         np.testing.assert_array_equal([frame.map for frame in frames], expected)
+
+
+@pytest.mark.parametrize("first", [2**31 - 3, 2**32 - 12])
+def test_a_reader_decodes_frames_from_two_to_the_thirty_first_on(first):
+    settings = Settings(low=-2.0, high=4.0, levels=9, group_of_pictures=first)
+    codec = ifmdc(settings)
+    file = io.BytesIO()
+    writer = BitstreamWriter(file, header_of(settings, shape=SHAPE))
+    writer._frames = first  # a camera that has run for years
+    here = codec.blank(SHAPE)
+    levels = []
+    for features in walk(8):
+        here, symbols = codec.encoder.step((), here, features)
+        writer.write(np.asarray(symbols.labels), is_key=bool(symbols.is_key))
+        levels.append(np.asarray(here.level))
+    writer.close()
+    frames = list(FeatureReader(io.BytesIO(file.getvalue()), skip_damaged=True))
+    assert [frame.number for frame in frames] == list(range(first, first + 8))
+    for frame, level in zip(frames, levels, strict=True):
+        np.testing.assert_allclose(frame.map, -2 + level * 6 / settings.grid, rtol=0, atol=1e-5)
 
 
 # ---- calibration

@@ -1,7 +1,7 @@
 """DynCNN as the paper has it: dynamic convolution by pixels, by cells and by continuous cells."""
 
 from dynvid.systems.dyncnn.groups import Convolution, Group, dyncnn_groups
-from dynvid.systems.dyncnn.layers import Position, comparison, position, recovery
+from dynvid.systems.dyncnn.layers import Position, comparison, position
 from dynvid.systems.dyncnn.system import State, dyncnn
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "dyncnn",
     "dyncnn_groups",
     "position",
-    "recovery",
 ]

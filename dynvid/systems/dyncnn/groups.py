@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dynvid.graph.primitives import ELEMENTWISE
+from dynvid.graph.trace import Node, Value
 from dynvid.incremental.geometry import Region, Stencil, required
 from dynvid.incremental.plan import Plan
-from dynvid.incremental.rules import ELEMENTWISE, Layout, Window
-from dynvid.incremental.trace import Node, Value
+from dynvid.incremental.rules import Layout, Window
 from dynvid.incremental.transform import plan_for
 from dynvid.ops import cells
 from dynvid.types import Params
@@ -34,7 +35,7 @@ class Convolution:
       source: What it reads.
       result: What the last of the operations makes.
       layout: Which axes of the result are streams, rows and columns.
-      reach: Its geometry over rows and over columns.
+      receptive_field: Its geometry over rows and over columns.
       padding: ((top, bottom), (left, right)).
       kernel_order: The permutation that makes the kernel HWIO.
       input_size: (rows, columns) of what it reads.
@@ -47,7 +48,7 @@ class Convolution:
     source: Value
     result: Value
     layout: Layout
-    reach: tuple[Stencil, Stencil]
+    receptive_field: tuple[Stencil, Stencil]
     padding: tuple[Pair, Pair]
     kernel_order: tuple[int, ...]
     input_size: Pair
@@ -57,7 +58,7 @@ class Convolution:
     @property
     def geometry(self) -> dict[str, Any]:
         """Strides, dilation and channel groups, as `lax.conv_general_dilated` is told them."""
-        rows, columns = self.reach
+        rows, columns = self.receptive_field
         return {
             "strides": (rows.stride, columns.stride),
             "dilation": (rows.dilation, columns.dilation),
@@ -82,7 +83,7 @@ class Convolution:
         """
         kernel = jnp.transpose(read(self.node.inputs[1]), self.kernel_order)
         operands = [
-            [None if v.dynamic else self._per_channel(v, read) for v in node.inputs]
+            [None if v.frame_dependent else self._per_channel(v, read) for v in node.inputs]
             for node in self.tail
         ]
         return kernel, operands
@@ -100,7 +101,7 @@ class Convolution:
         made: dict[Value, jax.Array] = {self.node.outputs[0]: x}
         for node, constants in zip(self.tail, operands, strict=True):
             arrays = [
-                made[v] if v.dynamic else constant
+                made[v] if v.frame_dependent else constant
                 for v, constant in zip(node.inputs, constants, strict=True)
             ]
             made[node.outputs[0]] = node.bind(*jnp.broadcast_arrays(*arrays))[0]
@@ -169,8 +170,10 @@ class Group:
         rows, columns = (Region(np.arange(n) * self.cell, self.cell) for n in self.cell_grid)
         windows = [Window(rows, columns)]
         for convolution in reversed(self.convolutions):
-            pairs = zip(convolution.reach, windows[0], strict=True)
-            windows.insert(0, Window(*(required(reach, region) for reach, region in pairs)))
+            pairs = zip(convolution.receptive_field, windows[0], strict=True)
+            windows.insert(
+                0, Window(*(required(receptive_field, region) for receptive_field, region in pairs))
+            )
         return tuple(windows)
 
     @property
@@ -242,7 +245,7 @@ class _Finder:
         source, made = node.inputs[0], node.outputs[0]
         into, layout = self.plan.layouts[source], self.plan.layouts[made]
         turn = (0, 1) if spec.lhs_spec[2] == into.row else (1, 0)
-        rows, columns = op.reaches[0]
+        rows, columns = op.receptive_fields[0]
         assert isinstance(rows, Stencil)
         assert isinstance(columns, Stencil)
         padding = [tuple(params["padding"][i]) for i in turn]
@@ -253,7 +256,7 @@ class _Finder:
             source=source,
             result=tail[-1].outputs[0] if tail else made,
             layout=layout,
-            reach=(rows, columns),
+            receptive_field=(rows, columns),
             padding=(padding[0], padding[1]),
             kernel_order=(
                 *(spec.rhs_spec[2 + i] for i in turn),
@@ -283,7 +286,7 @@ class _Finder:
             return False
         return op.layouts[0] == layout and all(
             value in inside
-            if value.dynamic
+            if value.frame_dependent
             else not value.ndim or all(_shape_once(value)[axis] == 1 for axis in layout)
             for value in node.inputs
         )
@@ -320,7 +323,7 @@ class _Finder:
 
 
 def _unit_stride(convolution: Convolution) -> bool:
-    return all(reach.stride == 1 for reach in convolution.reach)
+    return all(receptive_field.stride == 1 for receptive_field in convolution.receptive_field)
 
 
 def _default_cell(grid: Pair) -> int:

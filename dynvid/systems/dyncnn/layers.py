@@ -1,16 +1,18 @@
-"""DynCNN's own layers (sections 3.1-3.4): comparison, position, the new array, and recovery."""
+"""DynCNN's own layers (sections 3.1-3.4): comparison, position and the new array.
+
+The recovery layer, which writes computed cells into the stored map, is `kernels.masked_conv`.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
-from dynvid.incremental.geometry import Reach
+from dynvid.incremental.geometry import ReceptiveField
 from dynvid.incremental.rules import mask_through
-from dynvid.ops import cells, masks
+from dynvid.ops import masks
 from dynvid.ops.difference import Channels, changed_pixels
 from dynvid.ops.masks import Worklist
 
@@ -57,7 +59,7 @@ def comparison(
 
 def position(
     changed: jax.Array,
-    reaches: Sequence[tuple[Reach, Reach]],
+    receptive_fields: Sequence[tuple[ReceptiveField, ReceptiveField]],
     sizes: Sequence[tuple[int, int]],
     *,
     cell: int,
@@ -70,7 +72,7 @@ def position(
 
     Args:
       changed: `bool[S, H, W]`, the impacted pixels of the group's input.
-      reaches: The geometry of each convolution over rows and over columns.
+      receptive_fields: The geometry of each convolution over rows and over columns.
       sizes: (rows, columns) of each convolution's output.
       cell: The side of a cell; 1 for the pixel-based partition.
 
@@ -91,8 +93,8 @@ def position(
     Array(4, dtype=int32)
     """
     impacted = changed
-    for reach, size in zip(reaches, sizes, strict=True):
-        impacted = mask_through(impacted, reach, size)
+    for receptive_field, size in zip(receptive_fields, sizes, strict=True):
+        impacted = mask_through(impacted, receptive_field, size)
     active = masks.to_cells(impacted, cell)
     return Position(impacted, active, masks.worklist(active))
 
@@ -157,44 +159,3 @@ def in_image(
     inside_rows = (rows >= 0) & (rows < grid[0])
     inside_columns = (columns >= 0) & (columns < grid[1])
     return (inside_rows[:, :, None] & inside_columns[:, None, :])[..., None]
-
-
-def recovery(
-    stored: jax.Array,
-    computed: jax.Array,
-    stream: jax.Array,
-    row: jax.Array,
-    column: jax.Array,
-    *,
-    low: tuple[int, int] = (0, 0),
-    grid: tuple[int, int],
-) -> jax.Array:
-    """The recovery layer: writes computed cells into the stored map (DynCNN, section 3.2).
-
-    Cells need not tile the map: what lies beyond it is dropped.
-
-    Args:
-      stored: The map with a halo of zeros that holds every cell, `(S, H, W, C)`.
-      computed: The cells, `(K, c, c, C)`.
-      stream: Which map each cell belongs to, `int32[K]`.
-      row: The first row of each cell in the map, `int32[K]`.
-      column: The first column, `int32[K]`.
-      low: (rows, columns) of the halo before the map.
-      grid: (rows, columns) of the map.
-
-    Returns:
-      The stored map; its halo stays zero. Exact: values are copied.
-
-    >>> cell = jnp.ones((1, 2, 2, 1))
-    >>> at = jnp.array([2])
-    >>> stored = jnp.zeros((1, 4, 4, 1))
-    >>> recovery(stored, cell, jnp.array([0]), at, at, grid=(3, 3))[0, :, :, 0]
-    Array([[0., 0., 0., 0.],
-           [0., 0., 0., 0.],
-           [0., 0., 1., 0.],
-           [0., 0., 0., 0.]], dtype=float32)
-    """
-    inside = in_image(row, column, size=(computed.shape[1], computed.shape[2]), grid=grid)
-    # Zero, not dropped by the scatter: a halo that is zero is what the next gather reads.
-    kept = jnp.where(inside, computed, lax.full((), 0, computed.dtype))
-    return cells.scatter_windows(stored, kept, stream, row + low[0], column + low[1])

@@ -12,13 +12,24 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
-from dynvid.incremental.execute import Halo, interior
+from dynvid.graph.evaluate import Evaluator, arguments
+from dynvid.graph.trace import Node, Value
+from dynvid.incremental.cost import cost_of
 from dynvid.incremental.plan import Plan
 from dynvid.incremental.program import widest
 from dynvid.incremental.rules import Window, mask_through
-from dynvid.incremental.trace import Node, Value
+from dynvid.incremental.state import (
+    Halo,
+    by_stream,
+    check_setting,
+    interior,
+    same_sample,
+    sample,
+)
 from dynvid.incremental.transform import check_step, plan_for
+from dynvid.kernels.masked_conv import CellGrid, update_cells
 from dynvid.ops import cells, sparse_conv
 from dynvid.ops.difference import Channels
 from dynvid.systems.dyncnn.groups import Group, Pair, check_cell, find_groups
@@ -28,7 +39,6 @@ from dynvid.systems.dyncnn.layers import (
     from_strip,
     in_image,
     position,
-    recovery,
     to_strip,
 )
 from dynvid.types import Params, VideoFunction, Work
@@ -36,7 +46,7 @@ from dynvid.types import Params, VideoFunction, Work
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["reference", "stored", "work"],
+    data_fields=["reference", "stored", "threshold", "parameters", "joined", "work"],
     meta_fields=["names", "halos"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +56,21 @@ class State:
     Attributes:
       reference: What the next frames are compared with, `(streams, H, W, C)`.
       stored: The feature maps with their halo of zeros, `(streams, h', w', C)`.
-      work: What the last step executed; its units are the stored maps.
+      threshold: theta, in the frames' unit, `float32[streams]`.
+      parameters: Some values of each array of the parameters that all this was computed with.
+      joined: Which streams were put in since the last step, `bool[streams]`.
+      work: What the last step executed; its details are the `cells` computed of each stored map, of
+        all streams together, `int32[maps]`, and which maps were computed densely, `dense`,
+        `bool[maps]`.
       names: Of each stored map, "gp1" where a whole group runs at once, else "gp1_1", "gp1_2", ...
       halos: Of each stored map.
     """
 
     reference: jax.Array
     stored: tuple[jax.Array, ...]
+    threshold: jax.Array
+    parameters: jax.Array
+    joined: jax.Array
     work: Work
     names: tuple[str, ...]
     halos: tuple[Halo, ...]
@@ -65,6 +83,30 @@ class State:
             for name, stored, halo in zip(self.names, self.stored, self.halos, strict=True)
         }
 
+    def with_settings(self, *, threshold: ArrayLike | None = None) -> "State":
+        """The state with another threshold from the next step on; nothing is compiled again for it.
+
+        Args:
+          threshold: As in `dyncnn`: a number, or one a stream. None leaves it as it is.
+
+        Raises:
+          ValueError: A threshold below zero, or not one a stream.
+        """
+        if threshold is None:
+            return self
+        given = by_stream("threshold", threshold, len(self.threshold))
+        return dataclasses.replace(self, threshold=given)
+
+    def stream_axes(self) -> "State":
+        """The same pytree with the stream axis of each leaf; -1 where it is of all streams."""
+        first = jax.tree.map(lambda _: 0, self)
+        work = first.work._replace(details=jax.tree.map(lambda _: -1, first.work.details))
+        return dataclasses.replace(first, parameters=-1, work=work)
+
+    def restarted(self, which: jax.Array) -> "State":
+        """The state once some of its streams have been replaced; see `dynvid.replace_streams`."""
+        return dataclasses.replace(self, joined=self.joined | which)
+
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
@@ -75,10 +117,6 @@ class Scheme:
     layout: str
 
 
-_PIXEL_BREAK_EVEN = 0.5  # of the pixels; measured likewise, as the paper gives cells' only
-_CHUNK_BYTES = 2 << 20  # stays in the cache; measured with VGG16 on two CPU cores
-
-
 class _Network:
     """A planned function, cut into units: groups, or single convolutions.
 
@@ -87,7 +125,7 @@ class _Network:
       ends: The unit that ends with each of these operations.
       inside: All other operations of units.
       halos: The halo of each unit's stored map.
-      reaches: How far each unit's windows leave its input.
+      receptive_fields: How far each unit's windows leave its input.
       rest_macs: Multiply-accumulates of everything else, for one stream.
     """
 
@@ -98,14 +136,14 @@ class _Network:
         members = [node for unit in units for c in unit.convolutions for node in (c.node, *c.tail)]
         self.ends = {value.node: i for value, i in self.results.items() if value.node is not None}
         self.inside = set(members) - set(self.ends)
-        self.reaches = [
+        self.receptive_fields = [
             _reach(unit.windows()[0], unit.convolutions[0].input_size) for unit in units
         ]
         own = [_reach(unit.windows()[-1], unit.grid) for unit in units]
         for i, unit in enumerate(units):
             source = self.results.get(unit.convolutions[0].source)
             if source is not None:
-                own[source] = widest(own[source], self.reaches[i])
+                own[source] = widest(own[source], self.receptive_fields[i])
         self.halos = tuple(own)
         self.rest_macs = plan.dense_macs - sum(unit.macs for unit in units)
 
@@ -121,23 +159,14 @@ class _Walk:
     """One evaluation of a network: every operation in order, units by `run`.
 
     Attributes:
-      values: The arrays made so far, in the network's own layout.
+      evaluate: Makes the values between the units, in the network's own layout.
       stored: The units' maps in canonical layout with their halo.
     """
 
     def __init__(self, network: _Network, params: Params, frames: jax.Array):
         self.network = network
-        self.arguments = jax.tree.leaves(params)
-        self.values: dict[Value, jax.Array] = {network.plan.graph.frames: frames}
+        self.evaluate = Evaluator(arguments(params), given={network.plan.graph.frames: frames})
         self.stored: list[Any] = [None] * len(network.units)
-
-    def read(self, value: Value) -> jax.Array:
-        """The array of a value."""
-        if value in self.values:
-            return self.values[value]
-        if value.constant is not None:
-            return jnp.asarray(value.constant, value.dtype)
-        return self.arguments[value.argument]
 
     def run(self, unit: Callable[[int], jax.Array], visit: Callable[[Node], None]) -> Any:
         """Evaluates everything; `unit(i)` makes the stored map of a unit.
@@ -159,12 +188,12 @@ class _Walk:
                 value = self.network.units[i].convolutions[-1].result
                 order = plan.layouts[value].order(value.ndim)
                 inside = interior(self.stored[i], self.network.halos[i])
-                self.values[value] = jnp.transpose(inside, [order.index(a) for a in range(4)])
+                array = jnp.transpose(inside, [order.index(a) for a in range(4)])
+                self.evaluate.arrays[value] = array
             else:
-                made = node.bind(*map(self.read, node.inputs))
-                self.values.update(zip(node.outputs, made, strict=True))
+                self.evaluate(node.outputs[0])
                 visit(node)
-        leaves = [self.read(value) for value in plan.graph.outputs]
+        leaves = [self.evaluate(value) for value in plan.graph.outputs]
         return jax.tree.unflatten(plan.graph.structure, leaves)
 
     def source(self, i: int) -> tuple[jax.Array, Halo]:
@@ -173,16 +202,16 @@ class _Walk:
         if value in self.network.results:
             made = self.network.results[value]
             return self.stored[made], self.network.halos[made]
-        low, high = self.network.reaches[i]
+        low, high = self.network.receptive_fields[i]
         order = self.network.plan.layouts[value].order(value.ndim)
-        return cells.add_halo(jnp.transpose(self.read(value), order), low=low, high=high), (
+        return cells.add_halo(jnp.transpose(self.evaluate(value), order), low=low, high=high), (
             low,
             high,
         )
 
     def weights(self, i: int) -> list[tuple[jax.Array, list[Any]]]:
         """The kernels and constants of a unit's convolutions."""
-        return [c.constants(self.read) for c in self.network.units[i].convolutions]
+        return [c.constants(self.evaluate) for c in self.network.units[i].convolutions]
 
     def on_frame(self, i: int) -> jax.Array:
         """A unit's map, computed densely."""
@@ -200,21 +229,35 @@ class _Step(_Walk):
 
     Attributes:
       changed: Where each value changed: `bool[S, h, w]`, or `bool[]` where it has no rows.
+      renew: Whether the parameters are others than before, `bool[]`: all maps are computed densely.
+      joined: Whether streams were put in, `bool[]`: what mixes the streams is another thing then.
     """
 
-    def __init__(self, network: _Network, params: Params, frames: jax.Array, changed: jax.Array):
+    def __init__(
+        self,
+        network: _Network,
+        params: Params,
+        frames: jax.Array,
+        changed: jax.Array,
+        *,
+        renew: jax.Array,
+        joined: jax.Array,
+    ):
         super().__init__(network, params, frames)
         self.changed: dict[Value, jax.Array] = {network.plan.graph.frames: changed}
+        self.renew, self.joined = renew, joined
 
     def mark(self, node: Node) -> None:
         """Follows the change through an operation: by its geometry, or all of it at once."""
-        dynamic = [value for value in node.inputs if value.dynamic]
-        if not dynamic:
+        dependent = [value for value in node.inputs if value.frame_dependent]
+        if not dependent:
             return
         plan = self.network.plan
         op = plan.ops.get(node)
         operands = op.operands if op is not None else ()
-        anywhere = [jnp.any(self.changed[v]) for v in dynamic if v not in operands]
+        anywhere = [jnp.any(self.changed[v]) for v in dependent if v not in operands]
+        if op is None:
+            anywhere.append(self.joined)
         for value in node.outputs:
             layout = plan.layouts.get(value)
             if layout is None:
@@ -225,8 +268,8 @@ class _Step(_Walk):
             parts = [jnp.broadcast_to(one, shape) for one in anywhere]
             if op is not None:
                 parts += [
-                    mask_through(self.changed[v], reach, size)
-                    for v, reach in zip(op.operands, op.reaches, strict=True)
+                    mask_through(self.changed[v], receptive_field, size)
+                    for v, receptive_field in zip(op.operands, op.receptive_fields, strict=True)
                 ]
             self.changed[value] = functools.reduce(jnp.logical_or, parts)
 
@@ -243,31 +286,30 @@ def _update(
     unit = step.network.units[i]
     found = position(
         step.changed[unit.convolutions[0].source],
-        [c.reach for c in unit.convolutions],
+        [c.receptive_field for c in unit.convolutions],
         [c.size for c in unit.convolutions],
         cell=unit.cell,
     )
-    step.changed[unit.convolutions[-1].result] = found.impacted
+    step.changed[unit.convolutions[-1].result] = found.impacted | step.renew
     streams = stored.shape[0]
     counts = jnp.sum(found.cells, axis=(1, 2), dtype=jnp.int32)
     by_pixel = scheme.partition == "pixel"
-    limit = _PIXEL_BREAK_EVEN * found.cells.size if by_pixel else unit.break_even * streams
-    dense = found.listed.count > limit
+    limit = cost_of().pixel_break_even * found.cells.size if by_pixel else unit.break_even * streams
+    dense = (found.listed.count > limit) | step.renew
     stored = lax.cond(dense, lambda _: step.on_frame(i), lambda kept: kept, stored)
-    compute = _compute(step, i, scheme)
-    size = _chunk(unit, found, stored.dtype.itemsize)
+    chunk = _chunk(unit, found, stored.dtype.itemsize)
     low, _ = step.network.halos[i]
-
-    def turn(k: jax.Array, stored: jax.Array) -> jax.Array:
-        stream, row, column = (
-            lax.dynamic_slice(axis, (k * size,), (size,)) for axis in found.listed[:3]
-        )
-        row, column = row * unit.cell, column * unit.cell
-        computed = compute(stream, row, column)
-        return recovery(stored, computed, stream, row, column, low=low, grid=unit.grid)
-
-    turns = -(-found.listed.count // size)
-    stored = lax.fori_loop(0, jnp.where(dense, 0, turns), turn, stored)
+    rows, columns = unit.windows()[-1]
+    (stored,), _ = update_cells(
+        _compute(step, i, scheme),
+        [stored],
+        found.listed,
+        grid=CellGrid(rows.starts, columns.starts, size=(unit.cell, unit.cell), shape=unit.grid),
+        origins=[low],
+        chunk=chunk,
+        count=jnp.where(dense, 0, found.listed.count),
+    )
+    turns = -(-found.listed.count // chunk)
     macs = jnp.where(dense, jnp.float32(unit.macs), _executed(unit, counts, turns, scheme))
     return stored, counts, macs, dense
 
@@ -280,22 +322,27 @@ def _chunk(unit: Group, found: Position, itemsize: int) -> int:
     values = sum(
         w.rows.size * w.columns.size * depth for w, depth in zip(windows, depths, strict=True)
     )
+    cost = cost_of()
     return cells.chunk_size(
-        found.cells.size, unit.cell**2, values * itemsize, target_bytes=_CHUNK_BYTES
+        found.cells.size,
+        unit.cell**2,
+        values * itemsize,
+        target_bytes=cost.paper_chunk_bytes,
+        rows=cost.chunk_rows,
     )
 
 
 def _compute(
     step: _Step, i: int, scheme: Scheme
-) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """How a unit's cells are computed: `(stream, row, column) -> (K, c, c, C)`."""
+) -> Callable[[jax.Array, jax.Array, jax.Array], list[jax.Array]]:
+    """How a unit's cells are computed: `(stream, row, column) -> [(K, c, c, C)]`."""
     unit = step.network.units[i]
     padded, ((above, left), _) = step.source(i)
     weights = step.weights(i)
     windows = unit.windows()
     pitch = _pitch(unit)
 
-    def by_pixel(stream: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    def by_pixel(stream: jax.Array, row: jax.Array, column: jax.Array) -> list[jax.Array]:
         (convolution,), (constants,) = unit.convolutions, weights
         (top, bottom), (before, after) = convolution.padding
         y = sparse_conv.convolve_pixels(
@@ -308,10 +355,10 @@ def _compute(
             **convolution.geometry,
             **convolution.products,
         )
-        return convolution.activate(y[:, None, None], constants[1])
+        return [convolution.activate(y[:, None, None], constants[1])]
 
-    def by_cell(stream: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
-        starts = [_starts(window, row // unit.cell, column // unit.cell) for window in windows]
+    def by_cell(stream: jax.Array, row: jax.Array, column: jax.Array) -> list[jax.Array]:
+        starts = [_starts(window, row, column) for window in windows]
         size = (windows[0].rows.size, windows[0].columns.size)
         first_row, first_column = starts[0]
         x = cells.gather_windows(padded, stream, first_row + above, first_column + left, size=size)
@@ -329,16 +376,16 @@ def _compute(
                     inside = to_strip(inside)[None, :, : x.shape[2]]
                 x = jnp.where(inside, x, lax.full((), 0, x.dtype))
         if scheme.layout == "strip":
-            stride = unit.convolutions[0].reach[1].stride
+            stride = unit.convolutions[0].receptive_field[1].stride
             x = from_strip(x[0], count=len(row), pitch=pitch // stride, width=unit.cell)
-        return x
+        return [x]
 
     return by_pixel if scheme.partition == "pixel" else by_cell
 
 
 def _pitch(unit: Group) -> int:
     """The columns from one cell to the next in the strip, in whole strides of the convolution."""
-    stride = unit.convolutions[0].reach[1].stride
+    stride = unit.convolutions[0].receptive_field[1].stride
     return -(-unit.windows()[0].columns.size // stride) * stride
 
 
@@ -349,7 +396,7 @@ def _executed(unit: Group, counts: jax.Array, turns: jax.Array, scheme: Scheme) 
     every, last = 0, 0  # a cell with its seam; the seam that the last cell of a strip lacks
     pitch = _pitch(unit)
     for convolution, window in zip(unit.convolutions, unit.windows()[1:], strict=True):
-        columns = convolution.reach[1]
+        columns = convolution.receptive_field[1]
         pitch //= columns.stride
         every += convolution.macs * window.rows.size * pitch
         last += convolution.macs * window.rows.size * (pitch - window.columns.size)
@@ -384,7 +431,7 @@ def dyncnn(
     *,
     partition: Literal["pixel", "cell"] = "cell",
     continuous: bool = True,
-    threshold: float = 0.0,
+    threshold: ArrayLike = 0.0,
     reference: Literal["previous", "last_used"] = "previous",
     inputs: Literal["raw", "composite"] = "raw",
     border: Literal["exact", "paper"] = "exact",
@@ -409,7 +456,7 @@ def dyncnn(
         segment; "cell" shares them within cells (section 3.3).
       continuous: Cells go through all convolutions of a group at once and only its last map is
         stored (section 3.4). Without it, and for pixels, every convolution's map is stored.
-      threshold: theta, in the unit of the frames; 20 of 255 in the paper.
+      threshold: theta, in the unit of the frames, a number or one a stream; 20 of 255 in the paper.
       reference: "previous" compares with the previous frame, as the paper does: slow changes are
         never seen. "last_used" keeps the value each pixel had when it last changed.
       inputs: "raw" computes from the new frames, as the paper does; "composite" from the reference.
@@ -426,7 +473,8 @@ def dyncnn(
     Returns:
       A `VideoFunction`: `init(params, frames)`, dense, and `step(params, state, frames, mask=None)`
       where a mask `bool[streams, H, W]` replaces the frame difference. Both are jitted; wrap them
-      in `jax.jit(..., donate_argnums=1)` so that maps are updated in place. `state.maps` holds the
+      in `jax.jit(..., donate_argnums=1)` so that maps are updated in place. A step with other
+      parameters computes all maps densely, as `incremental` does. `state.maps` holds the
       stored maps by name, `state.work` what the step executed: a unit whose cells outnumber its
       break-even runs densely (`Group.break_even`).
 
@@ -450,8 +498,7 @@ def dyncnn(
     (9.0, Array([1], dtype=int32))
     """
     _check_options(partition, reference, inputs, border, layout, channels)
-    if not threshold >= 0:
-        raise ValueError(f"threshold: expected a number of at least 0, got {threshold!r}")
+    check_setting("threshold", threshold)
     check_cell(cell)
     scheme = Scheme(partition, border, layout)
 
@@ -482,8 +529,17 @@ def dyncnn(
                 "dense": jnp.ones(len(grids), bool),
             },
         )
-        names = tuple(unit.name for unit in cut.units)
-        return State(jnp.asarray(frames), tuple(walk.stored), work, names, cut.halos), output
+        state = State(
+            reference=jnp.asarray(frames),
+            stored=tuple(walk.stored),
+            threshold=by_stream("threshold", threshold, streams),
+            parameters=sample(params),
+            joined=jnp.zeros(streams, bool),
+            work=work,
+            names=tuple(unit.name for unit in cut.units),
+            halos=cut.halos,
+        )
+        return state, output
 
     @jax.jit
     def step(
@@ -493,10 +549,25 @@ def dyncnn(
         check_step(frames, old, mask)
         changed = mask
         if changed is None:
-            changed = comparison(frames, old, threshold=threshold, channels=channels)
+            changed = comparison(frames, old, threshold=state.threshold, channels=channels)
+        parameters = sample(params)
+        renew = ~same_sample(parameters, state.parameters)
+        changed = changed | renew
         new = jnp.where(changed[..., None], frames, old) if reference == "last_used" else frames
         cut = network(params, old)
-        walk = _Step(cut, params, new if inputs == "composite" else frames, changed)
+        if (state.names, state.halos) != (tuple(unit.name for unit in cut.units), cut.halos):
+            raise ValueError(
+                "state must be of this very function, made with the same partition, groups and "
+                "cell; got the state of another"
+            )
+        walk = _Step(
+            cut,
+            params,
+            new if inputs == "composite" else frames,
+            changed,
+            renew=renew,
+            joined=jnp.any(state.joined),
+        )
         macs = jnp.full(frames.shape[0], cut.rest_macs, jnp.float32)
         count: list[jax.Array] = []
         dense: list[jax.Array] = []
@@ -519,6 +590,14 @@ def dyncnn(
                 "dense": jnp.stack(dense) if dense else jnp.zeros(0, bool),
             },
         )
-        return State(new, tuple(walk.stored), work, state.names, state.halos), output
+        state = dataclasses.replace(
+            state,
+            reference=new,
+            stored=tuple(walk.stored),
+            parameters=parameters,
+            joined=jnp.zeros_like(state.joined),
+            work=work,
+        )
+        return state, output
 
     return VideoFunction(init=init, step=step)

@@ -11,10 +11,10 @@ Beyond the paper, `block` codes the differences of a transform's coefficients in
 what changes in a feature map is smooth, and few coefficients hold most of it. All else is the same.
 """
 
-import dataclasses
+import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,173 +23,52 @@ from jax import lax
 
 from dynvid.ops.block_transform import (
     block_transform,
-    frequency_order,
     from_blocks,
     inverse_block_transform,
     to_blocks,
 )
 from dynvid.ops.quantize import integrate_residual, quantize_residual
+from dynvid.systems.ifmdc.settings import Settings
+from dynvid.types import Params, VideoFunction, Work
 
-_MOST_LEVELS = (1 << 12) + 1  # what the bitstream takes
-_FINEST_GRID = 1 << 20  # float32 still tells a sixteenth of a level
 _CHUNK = 128  # positions that are coded at once where a mask says which
-_MOST_BLOCK = 16
-# Steps of a block's coefficients by their frequency, row + column: of the mean, of the first
-# diagonal, of all others. Measured on detectors, where finer means save boxes.
-_COARSENESS = (3, 4, 5)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What encoder and decoder agree on, and how the encoder chooses.
-
-    Attributes:
-      low: the least feature value that is kept; one number, or one a channel.
-      high: the largest; A is `high - low`.
-      levels: k, the labels of a residual: odd, 3 or more.
-      key_levels: k_key, the labels of a key frame; None takes `levels`.
-      group_of_pictures: T, from key frame to key frame.
-      scan: the order of labels in run-length tokens: channel by channel as in Darknet, or
-        position by position.
-      residual_divisor: residuals are quantised over `-B .. B`, `B = A / residual_divisor`; 1 is the
-        paper's. More makes steps finer at equal k; what exceeds B waits for the next frame, and
-        where a mask says what changed, until the position is marked again or for a key frame.
-      dead_zone: in residual steps, 0.5 or more: what moved by less counts as unchanged. 0.5 is the
-        paper's quantiser. The decoder need not know.
-      block: side of the square blocks whose discrete cosine transform is coded, a divisor of the
-        map's height and width; 1 codes values, as the paper does. With more, `A = 2 b max |f - z|`
-        of the clipped features is what coefficients of `f - z` span, all of them around zero, z
-        being the kept value that is nearest to zero; k and k_key count steps of a block's mean,
-        those of the first other frequencies are 4/3 of it, of all higher ones 5/3; and k_key must
-        be odd.
-      key_dead_zone: as `dead_zone`, of coefficients in key frames other than a block's mean.
-
-    Raises:
-      ValueError: an option is not what it has to be.
-
-    >>> settings = Settings(low=-1.0, high=3.0, levels=9)
-    >>> settings.grid, settings.residual_step, settings.key_step
-    (8, 2, 1)
-    >>> Settings(low=-1.0, high=3.0, levels=8)
-    Traceback (most recent call last):
-    ...
-    ValueError: levels must be odd and of 3 .. 4097, got 8: an even number has no label for a
-    residual of zero, and a still feature map would flicker by a whole step
-    """
-
-    low: float | tuple[float, ...]
-    high: float | tuple[float, ...]
-    levels: int = 9
-    key_levels: int | None = None
-    group_of_pictures: int = 15
-    scan: Literal["chw", "hwc"] = "chw"
-    residual_divisor: int = 1
-    dead_zone: float = 0.5
-    block: int = 1
-    key_dead_zone: float = 0.5
-
-    def __post_init__(self):
-        if self.levels % 2 == 0 or not 3 <= self.levels <= _MOST_LEVELS:
-            raise ValueError(
-                f"levels must be odd and of 3 .. {_MOST_LEVELS}, got {self.levels}"
-                + (
-                    ": an even number has no label for a residual of zero, and a still feature map "
-                    "would flicker by a whole step"
-                    if self.levels % 2 == 0
-                    else ""
-                )
-            )
-        if self.key_levels is not None and not 2 <= self.key_levels <= _MOST_LEVELS:
-            raise ValueError(f"key_levels must be of 2 .. {_MOST_LEVELS}, got {self.key_levels}")
-        if self.group_of_pictures < 1:
-            raise ValueError(f"group_of_pictures must be at least 1, got {self.group_of_pictures}")
-        if self.scan not in ("chw", "hwc"):
-            raise ValueError(f"scan must be 'chw' or 'hwc', got {self.scan!r}")
-        if self.residual_divisor < 1:
-            raise ValueError(f"residual_divisor must be at least 1, got {self.residual_divisor}")
-        for name in ("dead_zone", "key_dead_zone"):
-            if not 0.5 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0.5 steps or more, got {getattr(self, name)}")
-        if not 1 <= self.block <= _MOST_BLOCK:
-            raise ValueError(f"block must be of 1 .. {_MOST_BLOCK}, got {self.block}")
-        if self.block > 1 and self.labels_of_key % 2 == 0:
-            raise ValueError(
-                f"key_levels must be odd where block is more than 1, got {self.labels_of_key}: "
-                "most coefficients are zero, for which an even number has no label"
-            )
-        # As the file stores them, so that both ends compute with the same numbers.
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        if low.shape != high.shape or low.ndim > 1:
-            raise ValueError(
-                f"low and high must both be numbers or one a channel, got shapes {low.shape} and "
-                f"{high.shape}"
-            )
-        # Beyond, the grid levels of a unit, or what coefficients span, are no float32 any more.
-        width = high.astype(np.float64) - low
-        if not np.all((low < high) & (width > 2.0**-100) & (width < 2.0**120)):
-            raise ValueError(
-                "low must be below high and both finite, 2^-100 to 2^120 apart, got "
-                f"{self.low}, {self.high}"
-            )
-        for name, value in (("low", low), ("high", high)):
-            exact = float(value) if value.ndim == 0 else tuple(map(float, value))
-            object.__setattr__(self, name, exact)
-        if self.grid > _FINEST_GRID:
-            raise ValueError(
-                f"key_levels={self.key_levels}, levels={self.levels} and residual_divisor="
-                f"{self.residual_divisor} have no common grid of {_FINEST_GRID} levels or fewer; "
-                "make key_levels - 1 a multiple or a divisor of (levels - 1) / 2 * residual_divisor"
-            )
-
-    @property
-    def labels_of_key(self) -> int:
-        """k_key."""
-        return self.levels if self.key_levels is None else self.key_levels
-
-    @property
-    def grid(self) -> int:
-        """M, the last level of the common grid."""
-        steps = math.lcm(self.labels_of_key - 1, (self.levels - 1) // 2 * self.residual_divisor)
-        return steps * self.coarseness[0]
-
-    @property
-    def coarseness(self) -> tuple[int, ...]:
-        """Of each coefficient of a block, how its step compares to those of the others."""
-        if self.block == 1:
-            return (1,)
-        orders = frequency_order(self.block).sum(-1)
-        return tuple(_COARSENESS[min(order, len(_COARSENESS) - 1)] for order in orders.tolist())
-
-    @property
-    def key_step(self) -> int:
-        """Grid levels from label to label of a key frame; with blocks, of their means."""
-        return self.grid // (self.labels_of_key - 1)
-
-    @property
-    def residual_step(self) -> int:
-        """Grid levels from label to label of a residual; with blocks, of their means."""
-        return self.grid // ((self.levels - 1) // 2 * self.residual_divisor)
-
-    @property
-    def run_label(self) -> int:
-        """N, the label of a residual of zero."""
-        return (self.levels - 1) // 2
 
 
 class CodecState(NamedTuple):
-    """What both ends keep between frames.
+    """What either end keeps between frames: a pytree of arrays.
 
     Attributes:
-      level: the reconstruction on the integer grid, `int32[streams, h, w, c]`; with blocks, of
-        their coefficients, `[streams, h / b, w / b, b * b * c]`.
-      frame: the number of the next frame, `int32[]`.
-      intact: whether `level` is what the encoder holds, `bool[]`: False before the first key frame
-        and from a lost frame to the next key frame.
+      level: The reconstruction on the integer grid, `int32[streams, h, w, c]`; with blocks, of
+        their coefficients, `(streams, h / b, w / b, b * b * c)`.
+      frame: The number of the next frame, `uint32[]`, modulo 2^32.
+      intact: Whether `level` is what the other end holds, `bool[]`: False before the first key
+        frame, at a decoder from a lost frame to the next key frame, and once a stream has been
+        replaced. While it is False an encoder makes key frames, and a decoder waits for one.
+      work: What the last step executed. `macs` are the block transform's, none where `block` is 1;
+        `changed` is the share of positions, of blocks where there are any, with a label other than
+        that of a zero residual, all of them in a key frame. Its details are `is_key`, `bool[]`, and
+        `nonzero`, `int32[streams]`: how many labels are not that of a zero residual; in a key frame
+        all.
     """
 
     level: jax.Array
     frame: jax.Array
     intact: jax.Array
+    work: Work
+
+    def stream_axes(self) -> "CodecState":
+        """The same pytree with the stream axis of each leaf; -1 where it is of all streams."""
+        axes = jax.tree.map(lambda _: 0, self)
+        work = axes.work._replace(details={**axes.work.details, "is_key": -1})
+        return axes._replace(frame=-1, intact=-1, work=work)
+
+    def restarted(self, which: jax.Array) -> "CodecState":
+        """The state once some of its streams have been replaced; see `dynvid.replace_streams`.
+
+        Key frames are of all streams together: where any was replaced, the next frame of an encoder
+        is a key frame, and a decoder waits for that.
+        """
+        return self._replace(intact=self.intact & ~jnp.any(which))
 
 
 class Symbols(NamedTuple):
@@ -197,8 +76,8 @@ class Symbols(NamedTuple):
 
     Attributes:
       labels: `int16[streams, h, w, c]`, or as `CodecState.level` with blocks.
-      is_key: whether it stands for itself, `bool[]`.
-      frame: its number, `int32[]`.
+      is_key: Whether it stands for itself, `bool[]`.
+      frame: Its number, `uint32[]`, modulo 2^32.
     """
 
     labels: jax.Array
@@ -207,19 +86,22 @@ class Symbols(NamedTuple):
 
 
 class FeatureCodec(NamedTuple):
-    """The two ends of the channel, pure and jittable.
+    """The two ends of the channel, each a `VideoFunction` without parameters: these are `()`.
 
     Attributes:
-      settings: what it was built from.
-      init: `init(shape) -> state` for features `(streams, h, w, c)`, on either end.
-      encode: `encode(state, feature, change=None) -> (state, symbols)`.
-      decode: `decode(state, symbols) -> (state, reconstruction)`.
+      settings: What it was built from.
+      encoder: From features, `float[streams, h, w, c]`, to `Symbols`. The mask of its step is
+        `bool[streams, h, w]`.
+      decoder: From `Symbols` to the reconstruction, `float32[streams, h, w, c]`. Its step takes no
+        mask.
+      blank: `blank(shape) -> CodecState` for features `(streams, h, w, c)`: either end before its
+        first frame. `init` is a step from there.
     """
 
     settings: Settings
-    init: Callable[..., CodecState]
-    encode: Callable[..., tuple[CodecState, Symbols]]
-    decode: Callable[..., tuple[CodecState, jax.Array]]
+    encoder: VideoFunction
+    decoder: VideoFunction
+    blank: Callable[[tuple[int, ...]], CodecState]
 
 
 def ifmdc(settings: Settings) -> FeatureCodec:
@@ -229,18 +111,30 @@ def ifmdc(settings: Settings) -> FeatureCodec:
     `q = clip(round((f - rec + B) / 2B (k - 1)), 0, k - 1)`,
     `rec <- clip(rec + 2B q / (k - 1) - B, low, high)` (IFMDC, Eq. 3 and 5, closed loop).
 
-    - `encode` takes features `float[streams, h, w, c]` and, where it is known, a mask of what may
-      have changed since the last frame, `bool[streams, h, w]`: positions outside of it have a
-      residual of zero and are neither read nor compared (a key frame is whole all the same). A
-      block is coded where any position of it may have changed.
-    - `decode` returns the reconstruction, `float32[streams, h, w, c]`. A frame whose predecessor is
-      missing leaves the state as it was, with `intact` False, up to the next key frame.
+    - `encoder.step(params, state, features, mask=None) -> (state, symbols)`. The mask says which
+      positions may have changed since the last frame: those outside of it have a residual of zero
+      and are neither read nor compared (a key frame is whole all the same). A block is coded where
+      any position of it may have changed.
+    - `decoder.step(params, state, symbols) -> (state, reconstruction)`. A frame whose predecessor
+      is missing leaves the state as it was, with `intact` False, up to the next key frame.
+    - Both `init(params, ...)` do the same for the first frame. All four are jitted; equal settings
+      share their executables. Wrap steps in `jax.jit(..., donate_argnums=1)` so that the state is
+      updated in place.
+    - Where streams of the encoder's state are replaced (`dynvid.replace_streams`, by those of
+      `blank`, say), its next frame is a key frame of all streams, whatever its number; the decoder
+      need not be told.
+    - Frames are numbered modulo 2^32. Number 0 is a key frame, as always: the frames before it may
+      be fewer than T.
 
     Args:
-      settings: what both ends agree on.
+      settings: What both ends agree on.
 
     Returns:
       The codec.
+
+    Raises:
+      ValueError: By `init` and `step` for features, symbols or masks of another shape or dtype than
+        the state's or the settings', and for a decoder's mask.
 
     Approximate because it rounds: `|clip(f) - rec| <= A / (k - 1)` at every frame where
     `residual_divisor = 1`, `dead_zone = 0.5` and `block = 1`, nothing is masked, and
@@ -249,26 +143,36 @@ def ifmdc(settings: Settings) -> FeatureCodec:
     Exact between the ends: both hold the same integers, for ever.
 
     >>> codec = ifmdc(Settings(low=0.0, high=4.0, levels=5, group_of_pictures=2))
-    >>> state = codec.init((1, 1, 2, 1))
-    >>> state, symbols = codec.encode(state, jnp.array([[[[1.2], [9.0]]]]))
+    >>> near, symbols = codec.encoder.init((), jnp.array([[[[1.2], [9.0]]]]))
     >>> symbols.labels.ravel(), symbols.is_key.item()
     (Array([1, 4], dtype=int16), True)
-    >>> state, symbols = codec.encode(state, jnp.array([[[[3.2], [4.0]]]]))
+    >>> far, reconstruction = codec.decoder.init((), symbols)
+    >>> near, symbols = codec.encoder.step((), near, jnp.array([[[[3.2], [4.0]]]]))
     >>> symbols.labels.ravel(), symbols.is_key.item()
     (Array([3, 2], dtype=int16), False)
+    >>> codec.decoder.step((), far, symbols)[1].ravel()
+    Array([3., 4.], dtype=float32)
     """
-    low = np.asarray(settings.low, np.float32)
+    return _build(settings)
+
+
+@functools.lru_cache(maxsize=8)
+def _build(settings: Settings) -> FeatureCodec:
     space = _Space(settings)
     key_levels = settings.labels_of_key
 
-    def init(shape: tuple[int, int, int, int]) -> CodecState:
-        if len(shape) != 4 or (low.ndim and low.shape[0] != shape[3]):
-            expected = low.shape[0] if low.ndim else "c"
-            raise ValueError(f"shape must be (streams, h, w, {expected}), got {tuple(shape)}")
+    def blank(shape: tuple[int, ...]) -> CodecState:
+        coded = space.shape(shape)
+
+        def none() -> jax.Array:  # a buffer for each, so that all can be donated
+            return jnp.zeros(coded[0], jnp.float32)
+
+        details = {"is_key": jnp.zeros((), bool), "nonzero": jnp.zeros(coded[0], jnp.int32)}
         return CodecState(
-            jnp.zeros(space.shape(shape), jnp.int32),
-            jnp.zeros((), jnp.int32),
+            jnp.full(coded, space.zero, jnp.int32),
+            jnp.zeros((), jnp.uint32),
             jnp.zeros((), bool),
+            Work(none(), none(), none(), details),
         )
 
     def key(values: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -303,76 +207,74 @@ def ifmdc(settings: Settings) -> FeatureCodec:
             top=settings.grid,
         )
 
+    def work(labels: jax.Array, is_key: jax.Array, used: jax.Array | bool, done: jax.Array) -> Work:
+        """Counts labels, and the transform of the positions `done`, `bool[streams, h, w]`."""
+        differs = (is_key | (labels != settings.run_label)) & used
+        macs = 0 if settings.block == 1 else math.prod(labels.shape[1:]) * settings.block**2
+        dense = jnp.full(labels.shape[0], macs, jnp.float32)
+
+        def share(positions: jax.Array) -> jax.Array:
+            return jnp.mean(positions, axis=(1, 2), dtype=jnp.float32)
+
+        details = {"is_key": is_key, "nonzero": jnp.sum(differs, (1, 2, 3), dtype=jnp.int32)}
+        return Work(share(done) * dense, dense, share(differs.any(-1)), details)
+
     def encode(
-        state: CodecState, feature: jax.Array, change: jax.Array | None = None
+        params: Params, state: CodecState, features: jax.Array, mask: jax.Array | None = None
     ) -> tuple[CodecState, Symbols]:
-        _check(feature, space.features_of(state.level.shape), change)
-        feature = to_blocks(feature, block=settings.block)
-        if change is not None:
-            change = to_blocks(change[..., None], block=settings.block).any(-1)
-        is_key = state.frame % settings.group_of_pictures == 0
-        if change is None:
-            labels, level = lax.cond(is_key, lambda x, m: key(x), residual, feature, state.level)
+        del params
+        _check_features(features, space.features_of(state.level.shape), mask)
+        values = to_blocks(features, block=settings.block)
+        period = jnp.uint32(settings.group_of_pictures)
+        is_key = ~state.intact | (state.frame % period == 0)
+        if mask is None:
+            done = jnp.ones(values.shape[:3], bool)
+            labels, level = lax.cond(is_key, lambda x, m: key(x), residual, values, state.level)
         else:
+            done = to_blocks(mask[..., None], block=settings.block).any(-1)
             labels, level = lax.cond(
                 is_key,
-                lambda x, m, mask: key(x),
-                lambda x, m, mask: _where_changed(residual, x, m, mask, settings.run_label),
-                feature,
+                lambda x, m, marked: key(x),
+                lambda x, m, marked: _where_marked(residual, x, m, marked, settings.run_label),
+                values,
                 state.level,
-                change,
+                done,
             )
-        symbols = Symbols(labels, is_key, state.frame)
-        return CodecState(level, state.frame + 1, jnp.ones((), bool)), symbols
+        executed = work(labels, is_key, True, done | is_key)
+        after = CodecState(level, state.frame + 1, jnp.ones((), bool), executed)
+        return after, Symbols(labels, is_key, state.frame)
 
-    def decode(state: CodecState, symbols: Symbols) -> tuple[CodecState, jax.Array]:
-        follows = state.intact & (symbols.frame == state.frame)
+    def decode(
+        params: Params, state: CodecState, symbols: Symbols, mask: jax.Array | None = None
+    ) -> tuple[CodecState, jax.Array]:
+        del params
+        _check_symbols(symbols, state.level.shape, mask)
+        number = jnp.asarray(symbols.frame).astype(jnp.uint32)
+        follows = state.intact & (number == state.frame)
         labels = symbols.labels.astype(jnp.int32)
         level = jnp.where(
             symbols.is_key,
             from_key(jnp.clip(labels, 0, key_levels - 1)),
             jnp.where(follows, add(state.level, labels), state.level),
         )
-        return CodecState(level, symbols.frame + 1, symbols.is_key | follows), space.values(level)
+        is_key = jnp.asarray(symbols.is_key)
+        intact = is_key | follows
+        done = jnp.ones(level.shape[:3], bool)
+        state = CodecState(level, number + 1, intact, work(labels, is_key, intact, done))
+        return state, space.values(level)
 
-    return FeatureCodec(settings, init, encode, decode)
+    def encode_first(params: Params, features: jax.Array) -> tuple[CodecState, Symbols]:
+        return encode(params, blank(features.shape), features)
 
+    def decode_first(params: Params, symbols: Symbols) -> tuple[CodecState, jax.Array]:
+        return decode(params, blank(space.features_of(symbols.labels.shape)), symbols)
 
-def clip_range(
-    features: np.ndarray | jax.Array,
-    *,
-    percentiles: tuple[float, float] = (0.1, 99.9),
-    by_channel: bool = False,
-) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
-    """Chooses `low` and `high` from calibration features: two percentiles of their values.
-
-    Args:
-      features: `[..., c]`, floating.
-      percentiles: of the lower and the upper end, in percent.
-      by_channel: a range for each channel instead of one for all.
-
-    Returns:
-      `low` and `high`: numbers, or one number a channel.
-
-    Raises:
-      ValueError: the range is empty, as of a feature map (or a channel) that is constant.
-
-    >>> clip_range(np.arange(1001.0)[:, None])
-    (1.0, 999.0)
-    """
-    values = np.asarray(features, np.float32)
-    if by_channel:
-        ends = np.percentile(values.reshape(-1, values.shape[-1]), percentiles, axis=0)
-        # A channel that never moves still needs a range: that of the narrowest that does.
-        width = ends[1] - ends[0]
-        if np.any(width > 0):
-            ends[1] = np.where(width > 0, ends[1], ends[0] + width[width > 0].min())
-        low, high = (tuple(end.tolist()) for end in ends.astype(np.float32))
-    else:
-        low, high = np.percentile(values, percentiles).astype(np.float32).tolist()
-    if not np.all(np.less(low, high)):
-        raise ValueError(f"percentiles {percentiles} of the features leave no range: {low}, {high}")
-    return low, high
+    return FeatureCodec(
+        settings,
+        VideoFunction(init=jax.jit(encode_first), step=jax.jit(encode)),
+        VideoFunction(init=jax.jit(decode_first), step=jax.jit(decode)),
+        blank,
+    )
 
 
 class _Space:
@@ -396,6 +298,11 @@ class _Space:
 
     def shape(self, features: tuple[int, ...]) -> tuple[int, ...]:
         """Of what is coded, from that of features."""
+        channels = self._low.shape[0] if self._low.ndim else "c"
+        if len(features) != 4 or channels not in ("c", features[-1]):
+            raise ValueError(
+                f"features must be (streams, h, w, {channels}); got shape {tuple(features)}"
+            )
         found = jax.eval_shape(
             lambda x: to_blocks(x, block=self._block), jax.ShapeDtypeStruct(features, np.float32)
         )
@@ -434,20 +341,20 @@ class _Space:
         return jnp.clip(features, self._low, self._high)
 
 
-def _where_changed(
+def _where_marked(
     residual: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
     feature: jax.Array,
     level: jax.Array,
-    change: jax.Array,
+    mask: jax.Array,
     run_label: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs `residual` on the marked positions alone, a chunk at a time; the rest is zero."""
     channels = level.shape[-1]
-    positions = change.size
+    positions = mask.size
     chunk = min(_CHUNK, positions)
     # Filled up with positions beyond the last: gathers clip them, scatters drop them.
     room = -(-positions // chunk) * chunk
-    marked = jnp.nonzero(change.reshape(-1), size=room, fill_value=positions)[0]
+    marked = jnp.nonzero(mask.reshape(-1), size=room, fill_value=positions)[0]
     rows = feature.reshape(positions, channels)
 
     def code(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -462,17 +369,31 @@ def _where_changed(
             levels.at[here].set(new[1], mode="drop"),
         )
 
-    chunks = -(-jnp.sum(change, dtype=jnp.int32) // chunk)
+    chunks = -(-jnp.sum(mask, dtype=jnp.int32) // chunk)
     still = jnp.full((positions, channels), run_label, jnp.int16)
     labels, levels = lax.fori_loop(0, chunks, code, (still, level.reshape(positions, channels)))
     return labels.reshape(level.shape), levels.reshape(level.shape)
 
 
-def _check(feature: jax.Array, shape: tuple[int, ...], change: jax.Array | None) -> None:
-    if feature.shape != shape or not jnp.issubdtype(feature.dtype, jnp.floating):
+def _check_features(features: jax.Array, shape: tuple[int, ...], mask: jax.Array | None) -> None:
+    if features.shape != shape or not jnp.issubdtype(features.dtype, jnp.floating):
         raise ValueError(
-            f"feature must be floating {shape}, as init was told, got {feature.dtype} "
-            f"{feature.shape}"
+            f"features must be floating as in the state, {shape}; got "
+            f"{features.dtype}{list(features.shape)}"
         )
-    if change is not None and (change.shape != shape[:3] or change.dtype != bool):
-        raise ValueError(f"change must be bool {shape[:3]}, got {change.dtype} {change.shape}")
+    if mask is not None and (mask.shape != shape[:3] or mask.dtype != bool):
+        raise ValueError(f"mask must be bool{list(shape[:3])}; got {mask.dtype}{list(mask.shape)}")
+
+
+def _check_symbols(symbols: Symbols, shape: tuple[int, ...], mask: jax.Array | None) -> None:
+    labels = symbols.labels
+    if labels.shape != shape or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"symbols.labels must be integers as in the state, {shape}; got "
+            f"{labels.dtype}{list(labels.shape)}"
+        )
+    if mask is not None:
+        raise ValueError(
+            f"mask must be None, as a decoder's labels say what changed; got "
+            f"{mask.dtype}{list(mask.shape)}"
+        )

@@ -9,18 +9,19 @@ import numpy as np
 
 from dynvid.coding.container import BitstreamReader, BitstreamWriter, Header, Stage
 from dynvid.coding.errors import BitstreamError
-from dynvid.systems.ifmdc.codec import Settings, Symbols, ifmdc
+from dynvid.systems.ifmdc.codec import Symbols, ifmdc
+from dynvid.systems.ifmdc.settings import Settings
 
 
 class FeatureWriter:
     """Encodes feature maps into a binary file, as they come.
 
     Args:
-      file: open for writing bytes; a file or a socket.
-      settings: what both ends agree on; all but the dead zones goes into the header.
+      file: Open for writing bytes; a file or a socket.
+      settings: What both ends agree on; all but the dead zones goes into the header.
       shape: `(streams, h, w, c)` of every map.
-      stage: how labels become bits: "fixed" (R1), "huffman" (R2) or "arithmetic" (R3).
-      dtype: of the features, for the record.
+      stage: How labels become bits: "fixed" (R1), "huffman" (R2) or "arithmetic" (R3).
+      dtype: Of the features, for the record.
 
     >>> import io
     >>> file = io.BytesIO()
@@ -42,23 +43,23 @@ class FeatureWriter:
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     ):
         codec = ifmdc(settings)
-        self._encode = jax.jit(codec.encode, donate_argnums=0)
-        self._state = codec.init(shape)
+        self._step = jax.jit(codec.encoder.step, donate_argnums=1)
+        self._state = codec.blank(shape)
         header = header_of(settings, shape=shape, stage=stage, dtype=dtype)
         self._writer = BitstreamWriter(file, header)
 
-    def write(self, features: jax.Array, *, change: jax.Array | None = None) -> tuple[int, int]:
+    def write(self, features: jax.Array, *, mask: jax.Array | None = None) -> tuple[int, int]:
         """Encodes the next map.
 
         Args:
           features: `float[streams, h, w, c]`.
-          change: what may have changed since the last map, `bool[streams, h, w]`; all where None.
+          mask: What may have changed since the last map, `bool[streams, h, w]`; all where None.
 
         Returns:
           The bytes of its packet, and those of its labels alone.
         """
-        self._state, symbols = self._encode(self._state, features, change)
-        return self._writer.write(np.asarray(symbols.labels))
+        self._state, symbols = self._step((), self._state, features, mask)
+        return self._writer.write(np.asarray(symbols.labels), is_key=bool(symbols.is_key))
 
     def close(self) -> None:
         """Writes the end of the bitstream; leaves the file open."""
@@ -69,9 +70,9 @@ class Features(NamedTuple):
     """A feature map as it was received.
 
     Attributes:
-      number: of its frame, from 0.
-      map: the reconstruction, `float32[streams, h, w, c]`.
-      bits: of its packet, all of it.
+      number: Of its frame, from 0.
+      map: The reconstruction, `float32[streams, h, w, c]`.
+      bits: Of its packet, all of it.
     """
 
     number: int
@@ -85,15 +86,15 @@ class FeatureReader:
     Iterating yields `Features`.
 
     Args:
-      file: open for reading bytes.
-      skip_damaged: as of `BitstreamReader`: False raises at what is damaged, True goes on at the
+      file: Open for reading bytes.
+      skip_damaged: As of `BitstreamReader`: False raises at what is damaged, True goes on at the
         next key frame.
 
     Raises:
-      BitstreamError: the file is not a bitstream (at once), or damaged (while iterating).
+      BitstreamError: The file is not a bitstream (at once), or damaged (while iterating).
 
     Attributes:
-      header: of the bitstream.
+      header: Of the bitstream.
     """
 
     def __init__(self, file: BinaryIO, *, skip_damaged: bool = False):
@@ -102,15 +103,15 @@ class FeatureReader:
         self._codec = ifmdc(settings_of(self.header))
 
     def __iter__(self) -> Iterator[Features]:
-        state = self._codec.init(self.header.shape)
-        decode = jax.jit(self._codec.decode, donate_argnums=0)
+        state = self._codec.blank(self.header.shape)
+        step = jax.jit(self._codec.decoder.step, donate_argnums=1)
         for frame in self._reader:
             symbols = Symbols(
                 jnp.asarray(frame.labels),
                 jnp.asarray(frame.is_key),
-                jnp.asarray(frame.number, jnp.int32),
+                jnp.asarray(frame.number, jnp.uint32),
             )
-            state, reconstruction = decode(state, symbols)
+            state, reconstruction = step((), state, symbols)
             yield Features(frame.number, reconstruction, frame.bits)
 
 
@@ -146,7 +147,7 @@ def settings_of(header: Header) -> Settings:
     """Reads the settings from a header; dead zones are the encoder's own.
 
     Raises:
-      BitstreamError: no codec has these settings.
+      BitstreamError: No codec has these settings.
     """
     try:
         return Settings(

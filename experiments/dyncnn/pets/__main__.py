@@ -1,18 +1,15 @@
 """The command line: python -m experiments.dyncnn.pets --help."""
 
-import json
-import os
 import pathlib
-import platform
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import jax
 import tyro
 
+from experiments.bench import console
+from experiments.bench.results import machine, read_json, write_json
 from experiments.dyncnn.pets import pictures, similarity, theta, tuned
 from experiments.dyncnn.pets.evaluate import Contest, ssd512, yolov5n
 from experiments.dyncnn.pets.tables import show
-from experiments.incremental_speed.run import console
 
 HERE = pathlib.Path(__file__).parent
 PARTS = {
@@ -59,18 +56,11 @@ def main(
     for part in parts or PARTS:
         console.rule(part)
         result = PARTS[part](contest, folder)
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "jax": jax.__version__,
-        }
         # Read again each time: another part may have been run in the meantime.
-        results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        results[part] = {"detector": contest.detector.name, "machine": machine} | result
+        results = read_json(path)
+        results[part] = {"detector": contest.detector.name, "machine": machine()} | result
         show(part, results[part])
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=1) + "\n")
-        temporary.rename(path)
+        write_json(path, results)
 
 
 if __name__ == "__main__":

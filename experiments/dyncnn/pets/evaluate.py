@@ -12,12 +12,7 @@ import numpy as np
 from rich.progress import track
 
 import dynvid
-from dynvid.metrics.average_precision import (
-    average_precision_by_class,
-    detection_agreement,
-    pad_boxes,
-)
-from dynvid.metrics.detection_counts import count_detections
+from dynvid.metrics.average_precision import detection_agreement
 from dynvid.metrics.pseudo_ground_truth import GroundTruth, pseudo_ground_truth
 from dynvid.models import ssd
 from dynvid.models.detection import COCO_CLASSES, HEADS, Detections
@@ -25,19 +20,13 @@ from dynvid.ops.difference import changed_pixels
 from dynvid.systems.dyncnn import dyncnn
 from dynvid.types import VideoFunction
 from dynvid.weights.caffe import load_ssd512
-from dynvid.weights.onnx import load_onnx
-from dynvid.weights.yolov5 import load_yolov5
-from experiments.dyncnn.pets.videos import Clip
-from experiments.incremental_speed.run import DATA, console
-
-CLASSES = ("person", "car")
-"""What is judged, as in the paper's Tables 3-5."""
+from experiments.bench import console
+from experiments.bench.accuracy import SCORE, class_indices, of_classes
+from experiments.bench.networks import load_yolov5n, load_yolox_nano
+from experiments.bench.videos import Clip
 
 TRUNCATION = 0.7
 """Of the refresh, where it is not tuned: relative to a layer's root mean square."""
-
-SCORE = 0.25
-"""The least score of a detection that is counted or drawn."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,18 +57,10 @@ class Detector:
         return of_classes(self.decode(outputs), self.classes), self.scores(outputs)
 
 
-def of_classes(detections: Detections, classes: tuple[int, ...]) -> Detections:
-    """The detections of some classes, numbered anew."""
-    same = detections.classes[..., None] == jnp.array(classes)
-    valid = detections.valid & jnp.any(same, -1)
-    numbered = jnp.where(valid, jnp.argmax(same, -1), -1)
-    return detections._replace(classes=numbered.astype(jnp.int32), valid=valid)
-
-
 def yolov5n() -> Detector:
     """YOLOv5n, trained on COCO, at 640x480."""
-    network, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
-    size, classes = (480, 640), _indices(COCO_CLASSES)
+    network, params = load_yolov5n()
+    size, classes = (480, 640), class_indices(COCO_CLASSES)
     columns = np.array(classes) + 5
 
     def scores(outputs: Any) -> jax.Array:
@@ -100,17 +81,13 @@ def yolov5n() -> Detector:
 def ssd512(path: pathlib.Path) -> Detector:
     """The released SSD512, trained on Pascal VOC."""
     network, params = load_ssd512(path)
-    classes = _indices(ssd.VOC_CLASSES)
+    classes = class_indices(ssd.VOC_CLASSES)
     columns = np.array(classes) + 1
     return Detector(
         "SSD512", (ssd.SIZE, ssd.SIZE), lambda p, x: network(p, ssd.ssd_preprocess(x)), params,
         classes, lambda outputs: ssd.decode_ssd(*outputs),
         lambda outputs: jax.nn.softmax(outputs[1], -1)[..., columns],
     )  # fmt: skip
-
-
-def _indices(names: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(names.index(name) for name in CLASSES)
 
 
 def schemes(fn: Callable[[Any, jax.Array], Any]) -> dict[str, VideoFunction]:
@@ -187,8 +164,7 @@ class Contest:
         params, step = self.detector.params, self._step(video)
         state, outputs = video.init(params, clip.frames[0])
         if scale != 1:
-            scaled = tuple(scale * tolerance for tolerance in state.tolerances)
-            state = dataclasses.replace(state, tolerances=scaled)
+            state = dataclasses.replace(state, truncation=scale * state.truncation)
         parts, macs, changed = [jax.device_get(self.detect(outputs))], [], []
         name = scheme if isinstance(scheme, str) else "tuned"
         what = f"{clip.name}, {name}, theta {theta:g}"
@@ -200,19 +176,13 @@ class Contest:
         return self._join(clip, parts, macs, changed)
 
 
-def drawn_truth(clip: Clip) -> GroundTruth:
-    """The persons that somebody drew, in pixels of the video."""
-    boxes, present = pad_boxes(clip.truth or [])
-    return GroundTruth(boxes, np.where(present, 0, -1), present)
-
-
 def second_detector(clip: Clip) -> GroundTruth:
     """What YOLOX-nano gives at least a score of 0.5, where nobody drew any boxes.
 
     It sees the same frames, letterboxed to 416x416; on PETS its average precision is four points
     above YOLOv5n's.
     """
-    network, params = load_onnx(DATA / "weights" / "yolox_nano" / "yolox_nano.onnx")
+    network, params = load_yolox_nano()
     head, shape = HEADS["yolox"], clip.frames[0].shape[1:3]
     geometry = head.letterbox((shape[0], shape[1]))
     network = head.on_frames(network, geometry)
@@ -223,47 +193,12 @@ def second_detector(clip: Clip) -> GroundTruth:
             params, network(params, frames), size=geometry.network_size, score_threshold=0.5,
             iou_threshold=0.45,
         )  # fmt: skip
-        return of_classes(geometry.to_frame(found), _indices(COCO_CLASSES))
+        return of_classes(geometry.to_frame(found), class_indices(COCO_CLASSES))
 
     shown = track(clip.frames, f"{clip.name}, YOLOX-nano", console=console, transient=True)
     parts = [jax.device_get(judge(frame)) for frame in shown]
     found = Detections(*(np.concatenate(x) for x in zip(*parts, strict=True)))
     return pseudo_ground_truth(found._replace(boxes=found.boxes * clip.scale), score_threshold=0.5)
-
-
-def judge(
-    detections: Detections, truth: GroundTruth, frames: slice = slice(None)
-) -> dict[str, dict[str, float]]:
-    """Average precision and counts of each class that the ground truth has.
-
-    Args:
-      detections: Of every frame, in pixels of the video.
-      truth: Likewise.
-      frames: Which frames to judge.
-
-    Returns:
-      For each class AP50 in percent by both of VOC's interpolations, and how many detections of a
-      score of at least `SCORE` are right, wrong and all together.
-    """
-    found = Detections(*(np.asarray(x)[frames] for x in detections))
-    real = GroundTruth(*(np.asarray(x)[frames] for x in truth))
-    place = (real.boxes, real.classes, real.present)
-    options: dict[str, Any] = {"class_count": len(CLASSES)}
-    area = average_precision_by_class(found, *place, **options).value
-    steps = average_precision_by_class(found, *place, interpolation="11_points", **options).value
-    counted = count_detections(found, *place, score_threshold=SCORE, **options)
-    return {
-        name: {
-            "ap50": 100 * float(area[i]),
-            "ap50_11_points": 100 * float(steps[i]),
-            "true_positives": int(counted.true_positives[i]),
-            "false_positives": int(counted.false_positives[i]),
-            "predictions": int(counted.predictions[i]),
-            "truths": int(counted.truths[i]),
-        }
-        for i, name in enumerate(CLASSES)
-        if counted.truths[i]
-    }
 
 
 def agreement(dense: Found, found: Found) -> float:

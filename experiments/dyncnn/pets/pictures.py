@@ -4,7 +4,6 @@ A mask shows what the layers after it have to look at: by geometry alone, every 
 changed pixel reaches; with refresh, the positions of the cache that were replaced.
 """
 
-import io
 import pathlib
 from typing import Any
 
@@ -12,21 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 from rich.progress import track
 
 import dynvid
-from dynvid.incremental.execute import Runner, State, interior
+from dynvid.graph.trace import Value
+from dynvid.incremental.execute import Runner
 from dynvid.incremental.plan import Plan
-from dynvid.incremental.trace import Value
+from dynvid.incremental.state import State, interior
 from dynvid.incremental.transform import plan_for
 from dynvid.models.detection import Detections
 from dynvid.ops.difference import changed_pixels
 from dynvid.video.draw import draw_boxes, overlay_mask
-from experiments.dyncnn.pets.evaluate import CLASSES, SCORE, Contest, agreement
+from experiments.bench import console
+from experiments.bench.accuracy import CLASSES, SCORE
+from experiments.bench.figures import save_figure
+from experiments.bench.videos import pets
+from experiments.dyncnn.pets.evaluate import Contest, agreement
 from experiments.dyncnn.pets.tuned import load_settings
-from experiments.dyncnn.pets.videos import pets
-from experiments.incremental_speed.run import console
 
 FRAMES = (60, 130, 200)
 """Which frames are shown, counted from 0."""
@@ -102,14 +103,6 @@ def _grey(frame: np.ndarray) -> np.ndarray:
     return np.repeat(frame.mean(-1, keepdims=True).astype(np.uint8), 3, -1)
 
 
-def _save(figure: Figure, path: pathlib.Path) -> None:
-    """In 64 colours: a fifth of the size."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100)
-    image = Image.open(buffer).convert("RGB")
-    image.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
-
-
 def _draw_pair(
     frame: np.ndarray, pair: list[Detections], scale: np.ndarray, path: pathlib.Path
 ) -> None:
@@ -124,7 +117,7 @@ def _draw_pair(
         counted = [f"{np.sum(found.classes[kept] == i)} {label}" for i, label in enumerate(CLASSES)]
         axes.set_title(f"{name}: {', '.join(counted)}", fontsize=10)
         axes.set_axis_off()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_masks(
@@ -141,4 +134,4 @@ def _draw_masks(
             axes.imshow(overlay_mask(_grey(frame), mask))
             axes.set_title(f"{name}, stride {stride}: {mask.mean():.1%}", fontsize=10)
             axes.set_axis_off()
-    _save(figure, path)
+    save_figure(figure, path)

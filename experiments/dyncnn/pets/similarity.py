@@ -6,16 +6,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.dyncnn.pets.evaluate import (
-    Contest,
-    agreement,
-    drawn_truth,
-    judge,
-    score_agreement,
-    second_detector,
-)
+from experiments.bench.accuracy import drawn_truth, judge
+from experiments.bench.videos import intel, pets, synthetic, tud
+from experiments.dyncnn.pets.evaluate import Contest, agreement, score_agreement, second_detector
 from experiments.dyncnn.pets.theta import STYLES
-from experiments.dyncnn.pets.videos import intel, pets, synthetic, tud
 
 THETA = 20
 """Of 255, as in the paper."""

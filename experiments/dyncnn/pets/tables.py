@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.incremental_speed.run import console
+from experiments.bench import console
 
 
 def show(part: str, result: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.dyncnn.pets.evaluate import Contest, drawn_truth, judge, score_agreement
-from experiments.dyncnn.pets.videos import pets
+from experiments.bench.accuracy import drawn_truth, judge
+from experiments.bench.videos import pets
+from experiments.dyncnn.pets.evaluate import Contest, score_agreement
 
 THETAS = (0, 2, 5, 10, 15, 20, 30, 40, 50)
 """Of 255."""

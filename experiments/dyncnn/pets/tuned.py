@@ -1,7 +1,6 @@
 """Theta and a truncation for each layer, tuned on some frames and judged on others."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -13,17 +12,11 @@ import dynvid
 from dynvid.incremental.tune import Trial, Tuning, tune
 from dynvid.models.detection import Detections
 from dynvid.types import VideoFunction
-from experiments.dyncnn.pets.evaluate import (
-    TRUNCATION,
-    Contest,
-    Detector,
-    Found,
-    drawn_truth,
-    judge,
-    score_agreement,
-)
-from experiments.dyncnn.pets.videos import Clip, pets, tud
-from experiments.incremental_speed.run import console
+from experiments.bench import console
+from experiments.bench.accuracy import drawn_truth, judge
+from experiments.bench.results import read_json, write_json
+from experiments.bench.videos import Clip, pets, tud
+from experiments.dyncnn.pets.evaluate import TRUNCATION, Contest, Detector, Found, score_agreement
 
 CALIBRATION = 50
 """How many frames of PETS are tuned on: the first ones. The rest is held out."""
@@ -49,10 +42,9 @@ SETTINGS = pathlib.Path(__file__).parent / "settings.json"
 
 def load_settings(detector: Detector) -> dict[str, Any]:
     """The tuned settings of a detector, or the same truncation for all layers where it has none."""
-    if SETTINGS.exists():
-        settings = json.loads(SETTINGS.read_text())
-        if settings["detector"] == detector.name:
-            return settings
+    settings = read_json(SETTINGS)
+    if settings.get("detector") == detector.name:
+        return settings
     return {
         "detector": detector.name, "name": f"{TRUNCATION} in all layers", "threshold": 15,
         "truncation": TRUNCATION,
@@ -155,7 +147,7 @@ def measure(contest: Contest, folder: pathlib.Path) -> dict[str, Any]:
         "threshold": theta,
         "truncation": {name: round(scale * tau, 4) for name, tau in tuning.truncation.items()},
     }
-    SETTINGS.write_text(json.dumps(settings, indent=1) + "\n")
+    write_json(SETTINGS, settings)
 
     rows: list[dict[str, Any]] = []
     one = dynvid.incremental(detector.fn, truncation=1.0)

@@ -11,7 +11,6 @@ this file. About ten minutes on two cores.
 import dataclasses
 import functools
 import itertools
-import json
 import pathlib
 import sys
 import tempfile
@@ -29,9 +28,13 @@ from dynvid.models.vgg import VGG16
 from dynvid.ops.difference import changed_pixels
 from dynvid.ops.masks import stencil
 from dynvid.systems.dyncnn import dyncnn
-from dynvid.weights.yolov5 import load_yolov5
-from experiments.incremental_speed.run import DATA, Onnx, clock, console, main, pets, unit
-from experiments.incremental_speed.to_onnx import export
+from experiments.bench import console
+from experiments.bench.baselines import Onnx
+from experiments.bench.cases import clock, main
+from experiments.bench.networks import load_yolov5n
+from experiments.bench.results import read_json
+from experiments.bench.to_onnx import export
+from experiments.bench.videos import pets, unit
 
 HERE = pathlib.Path(__file__).parent
 THETA = 20.0
@@ -120,14 +123,14 @@ def ssd512():
         for name, options in PAPER.items()
     }
     videos["incremental"] = dynvid.incremental(fn, threshold=THETA)
-    return race(fn, params, prepared(pets(24, (512, 512))), videos)
+    return race(fn, params, prepared(pets((512, 512), most=24).frames), videos)
 
 
 def groups():
     """Each group of VGG16 alone, from its input map and its change mask (the paper's Table 8)."""
     network = VGG16(rngs=nnx.Rngs(0))
     found = {}
-    maps = prepared(pets(14, (512, 512)))
+    maps = prepared(pets((512, 512), most=14).frames)
     masks = [
         changed_pixels(jnp.asarray(b), jnp.asarray(a), threshold=THETA)
         for a, b in itertools.pairwise(maps)
@@ -191,11 +194,11 @@ def visits():
 
 def yolov5n():
     """YOLOv5n (COCO), 640x480, PETS, with the settings tuned by experiments.dyncnn.pets."""
-    fn, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
-    settings = json.loads((HERE.parent / "pets" / "settings.json").read_text())
+    fn, params = load_yolov5n()
+    settings = read_json(HERE.parent / "pets" / "settings.json")
     options = {"threshold": settings["threshold"] / 255, "truncation": settings["truncation"]}
     videos = {"incremental": dynvid.incremental(fn, **options)}
-    return race(fn, params, unit(pets(250, (480, 640))), videos)
+    return race(fn, params, unit(pets((480, 640)).frames), videos)
 
 
 CASES = {f.__name__: f for f in (ssd512, groups, still, visits, yolov5n)}

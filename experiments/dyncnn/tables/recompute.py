@@ -57,27 +57,23 @@ LAYERS = _layers()
 
 
 class Row(NamedTuple):
-    """A row of a printed table; None where a cell is not known (see `printed.csv`)."""
+    """A row of a printed table; dense rows have no size and no share, totals no size."""
 
     dataset: str
     column: str
     layer: str
     width: Decimal | None
     height: Decimal | None
-    macs: Decimal | None
+    macs: Decimal
     pruned: Decimal | None
-    formula_macs: Decimal | None
-    formula_pruned: Decimal | None
-    implied_width: Decimal | None
-    implied_height: Decimal | None
 
 
 def read_printed(path: Path = PRINTED) -> list[Row]:
     """All rows of a file like `printed.csv`.
 
     Raises:
-      ValueError: a row has not 11 fields, names a column or layer that there is not, or has a cell
-        that is no number; the row is named.
+      ValueError: a row names a column or layer that there is not, or lacks a cell that the rows of
+        its kind have, or has one that they have not or that is no number; the row is named.
     """
     lines = [x for x in path.read_text(encoding="utf-8").splitlines() if not x.startswith("#")]
     rows = []
@@ -87,17 +83,23 @@ def read_printed(path: Path = PRINTED) -> list[Row]:
             row = Row(dataset, column, layer, *(Decimal(c) if c else None for c in cells))
         except (ValueError, TypeError, InvalidOperation):
             row = None
-        if (
-            row is None
-            or row.column not in ("dense", "without", "with")
-            or row.layer not in (*LAYERS, "total")
-        ):
+        if row is None or not _is_whole(row):
             raise ValueError(
                 f"{path.name}: {','.join(fields)!r}, expected {','.join(Row._fields)} with column "
-                "dense, without or with, layer conv1_1 to conv5_3 or total, and numbers"
+                "dense, without or with, layer conv1_1 to conv5_3 or total, and numbers: a size "
+                "for layers that are not dense, macs, a share where not dense"
             )
         rows.append(row)
     return rows
+
+
+def _is_whole(row: Row) -> bool:
+    if row.column not in ("dense", "without", "with") or row.layer not in (*LAYERS, "total"):
+        return False
+    is_dense = row.column == "dense"
+    has_size = not is_dense and row.layer != "total"
+    wanted = (has_size, has_size, True, not is_dense)
+    return tuple(cell is not None for cell in row[3:]) == wanted
 
 
 def dense_macs(layer: Layer) -> int:
@@ -125,28 +127,32 @@ def tail_macs() -> dict[str, int]:
     return {name: sum(side**2 * taps for side, taps in part) for name, part in TAIL.items()}
 
 
-def size_of(row: Row) -> tuple[float, float] | None:
-    """Width and height of the row's array; the layout's height where the printed one is unknown."""
-    if row.width is None:
-        return None
-    return float(row.width), float(row.height or LAYERS[row.layer].heights[row.column])
+def size_of(row: Row) -> tuple[float, float]:
+    """Width and height of a layer row's array.
+
+    Raises:
+      ValueError: the row is dense or a total.
+    """
+    if row.width is None or row.height is None:
+        raise ValueError(f"dense rows and totals have no size; got {row}")
+    return float(row.width), float(row.height)
 
 
-def truncated(value: float | Decimal) -> Decimal:
-    """The value's first two digits, as the paper prints them."""
-    return Context(prec=2, rounding=ROUND_DOWN).create_decimal(value)
+def truncated(value: float | Decimal, digits: int = 2) -> Decimal:
+    """The value's first digits."""
+    return Context(prec=digits, rounding=ROUND_DOWN).create_decimal(value)
 
 
 def readings(row: Row) -> list[float]:
     """The multiply-accumulates that a row's size can mean, the paper's own formula first.
 
     Without continuous convolution that is `strip_macs`; with it the paper's rows follow K W H as
-    well as K (W - 2) H. Where the size is not known: what the specification states, if anything.
+    well as K (W - 2) H. Of a dense row: the dense layer's.
     """
-    size = size_of(row)
-    if size is None:
-        return [] if row.formula_macs is None else [float(row.formula_macs)]
-    layer, (width, height) = LAYERS[row.layer], size
+    layer = LAYERS[row.layer]
+    if row.column == "dense":
+        return [dense_macs(layer)]
+    width, height = size_of(row)
     values = [strip_macs(layer, width, height)]
     if row.column == "with":
         values.append(layer.taps * width * height)
@@ -156,24 +162,39 @@ def readings(row: Row) -> list[float]:
 def marks(row: Row) -> set[str]:
     """Which of a layer's printed figures, `macs` and `pruned`, do not follow from its own size.
 
-    Multiply-accumulates follow where they are a reading truncated or rounded to two digits, pruned
-    percentages within half a point of one. Where the specification says that the printed figures
-    imply another size than the printed one, neither follows.
+    Multiply-accumulates follow where they are the reading truncated or rounded to as many digits
+    as are printed, pruned percentages within half a point of it: the specification's measure, and
+    more than what W, rounded, can move a share by (50 H / S^2 points) but in conv5_1 and conv5_2
+    with continuous convolution (0.59 and 0.49). Where a size has two readings, one of them has to
+    explain both figures; the one that explains more is taken, the paper's formula among equals.
     """
-    if row.implied_width is not None or row.implied_height is not None:
-        return {"macs", "pruned"}
-    values = [float(dense_macs(LAYERS[row.layer]))] if row.column == "dense" else readings(row)
+    return min((_unexplained(row, value) for value in readings(row)), key=len)
+
+
+def _unexplained(row: Row, macs: float) -> set[str]:
+    digits = len(row.macs.as_tuple().digits)
+    rounded = Context(prec=digits, rounding=ROUND_HALF_UP).create_decimal(macs)
     found = set()
-    if row.macs is not None and values:
-        rounded = Context(prec=2, rounding=ROUND_HALF_UP)
-        if row.macs not in {f(v) for v in values for f in (truncated, rounded.create_decimal)}:
-            found.add("macs")
-    if row.formula_pruned is not None:
-        shares = [float(row.formula_pruned)]
-    else:
-        shares = [pruned_percent(LAYERS[row.layer], v) for v in values]
-    # Sizes and shares are printed rounded; half a point covers both at every layer.
-    if row.pruned is not None and shares:
-        distance = min(abs(float(row.pruned) - share) for share in shares)
-        found |= {"pruned"} if distance > 0.5 else set()
+    if row.macs not in {truncated(macs, digits), rounded}:
+        found.add("macs")
+    if row.pruned is not None:
+        share = pruned_percent(LAYERS[row.layer], macs)
+        found |= {"pruned"} if abs(float(row.pruned) - share) > 0.5 else set()
     return found
+
+
+def implied_size(row: Row, figure: str) -> tuple[float, float]:
+    """The size that a printed figure follows from by K (W - 2) H.
+
+    Args:
+      row: Of a layer that is not dense.
+      figure: "macs" or "pruned".
+
+    Returns:
+      W at the printed H, and H at the printed W.
+    """
+    layer, (width, height) = LAYERS[row.layer], size_of(row)
+    macs = float(row.macs)
+    if figure == "pruned":
+        macs = dense_macs(layer) * (1 - float(row.pruned) / 100)
+    return macs / (layer.taps * height) + 2, macs / (layer.taps * (width - 2))

@@ -15,11 +15,12 @@ import tyro
 from rich.console import Console
 
 from dynvid.video.reader import VideoError
+from experiments.bench import DATA
 from experiments.ifmdc.edge_cloud import report
 from experiments.ifmdc.edge_cloud.cloud import Cloud
 from experiments.ifmdc.edge_cloud.edge import Edge, EdgeError, Encoder, Result, calibrated
 from experiments.ifmdc.edge_cloud.judge import drawn_boxes, judge
-from experiments.ifmdc.edge_cloud.models import DATA, TRUTH, Scene, load, open_video
+from experiments.ifmdc.edge_cloud.models import TRUTH, Scene, load, open_video
 from experiments.ifmdc.edge_cloud.network import SplitNetwork
 from experiments.ifmdc.edge_cloud.wire import one_line
 

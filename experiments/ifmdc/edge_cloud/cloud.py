@@ -12,10 +12,9 @@ import numpy as np
 
 from dynvid.coding.container import BitstreamReader
 from dynvid.coding.errors import BitstreamError
-from dynvid.systems.ifmdc import Symbols, settings_of
+from dynvid.systems.ifmdc import Symbols, ifmdc, settings_of
 from experiments.ifmdc.edge_cloud.network import (
     SplitNetwork,
-    decoder,
     differences,
 )
 from experiments.ifmdc.edge_cloud.wire import (
@@ -157,22 +156,22 @@ class Cloud:
                 f"features must be {network.feature.shape}, the header says {header.shape}"
             )
         try:
-            init, decode = decoder(settings_of(header))
+            codec = ifmdc(settings_of(header))
         except ValueError as error:
             raise _RefusedError(printable(str(error))) from error
         # Compiled before the edge is let in: its first frame is not to wait for that.
-        state = init(header.shape)
+        decode, state = codec.decoder.step, codec.blank(header.shape)
         still = jnp.zeros(header.coded_shape, jnp.int16)
-        jax.block_until_ready(decode(state, Symbols(still, jnp.asarray(True), jnp.int32(0))))
+        jax.block_until_ready(decode((), state, Symbols(still, jnp.asarray(True), jnp.uint32(0))))
         connection.send(Kind.WELCOME)
         self._log(f"{name}: an edge, {header.stage} coding, {header.levels} levels")
         try:
             for frame in reader:
                 came = connection.last_read
                 symbols = Symbols(
-                    jnp.asarray(frame.labels), jnp.asarray(frame.is_key), jnp.int32(frame.number)
+                    jnp.asarray(frame.labels), jnp.asarray(frame.is_key), jnp.uint32(frame.number)
                 )
-                state, feature = jax.block_until_ready(decode(state, symbols))
+                state, feature = jax.block_until_ready(decode((), state, symbols))
                 if not state.intact:
                     raise WireError(f"frame {frame.number} lacks the frame before it")
                 decoded = time.monotonic()

@@ -17,7 +17,7 @@ import numpy as np
 import dynvid
 from dynvid.coding.container import BitstreamWriter, Stage
 from dynvid.coding.errors import BitstreamError
-from dynvid.systems.ifmdc import Settings, clip_range, header_of, ifmdc
+from dynvid.systems.ifmdc import Settings, clip_range, header_of, ifmdc, settings_for
 from dynvid.types import VideoFunction
 from experiments.ifmdc.edge_cloud.network import SplitNetwork
 from experiments.ifmdc.edge_cloud.wire import (
@@ -130,9 +130,6 @@ def calibrated(
 ) -> Settings:
     """Settings with the clip range of some frames' features (percentiles 1 and 99).
 
-    With blocks, key frames have about the steps of residuals, and coefficients dead zones, as in
-    `experiments.ifmdc.rate_accuracy`.
-
     Raises:
       EdgeError: the features are constant.
       ValueError: the options do not fit each other, or the features.
@@ -146,14 +143,7 @@ def calibrated(
         low, high = clip_range(np.concatenate(features), percentiles=(1.0, 99.0))
     except ValueError as error:
         raise EdgeError(f"cannot choose a clip range: {one_line(error)}") from error
-    common: dict[str, Any] = {
-        "low": low, "high": high, "levels": levels, "group_of_pictures": group_of_pictures
-    }  # fmt: skip
-    if block == 1:
-        return Settings(**common)
-    return Settings(
-        **common, key_levels=(levels + 1) // 2 | 1, block=block, dead_zone=0.7, key_dead_zone=0.6
-    )
+    return settings_for(low, high, levels=levels, block=block, group_of_pictures=group_of_pictures)
 
 
 class Encoded(NamedTuple):
@@ -200,9 +190,9 @@ class Encoder:
         self._codec = codec
         self._video: VideoFunction | None = None
         self._video_state: Any = None
-        self._codec_state = codec.init(network.feature.shape)
+        self._codec_state = codec.blank(network.feature.shape)
         # Two programs, so that each can be timed.
-        self._quantise = jax.jit(codec.encode, donate_argnums=0)
+        self._quantise = jax.jit(codec.encoder.step, donate_argnums=1)
         if incremental:
             video = dynvid.incremental(network.front, threshold=threshold, truncation=truncation)
             self._video = video._replace(step=jax.jit(video.step, donate_argnums=1))
@@ -211,7 +201,7 @@ class Encoder:
 
     def restart(self) -> None:
         """Makes the next frame a key frame, number 0; an incremental front keeps its caches."""
-        self._codec_state = self._codec.init(self._network.feature.shape)
+        self._codec_state = self._codec.blank(self._network.feature.shape)
 
     def warm_up(self, frame: np.ndarray) -> None:
         """Compiles for frames of this size."""
@@ -223,7 +213,7 @@ class Encoder:
         start = time.monotonic()
         feature, change = jax.block_until_ready(self._features(jnp.asarray(frame)[None]))
         reached = time.monotonic()
-        self._codec_state, symbols = self._quantise(self._codec_state, feature, change)
+        self._codec_state, symbols = self._quantise((), self._codec_state, feature, change)
         labels, is_key = np.asarray(symbols.labels), bool(symbols.is_key)
         return Encoded(labels, is_key, reached - start, time.monotonic() - reached)
 

@@ -1,6 +1,5 @@
 """The detectors and the videos that the command line knows by name."""
 
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -17,11 +16,9 @@ from dynvid.types import Params
 from dynvid.video.reader import VideoSource
 from dynvid.weights.darknet import load_darknet
 from dynvid.weights.yolov5 import load_yolov5
+from experiments.bench import DATA
 from experiments.ifmdc.edge_cloud.network import SplitNetwork, split_network
 
-DATA = pathlib.Path(
-    os.environ.get("DYNVID_DATA", pathlib.Path(__file__).parents[3] / ".." / "shared" / "data")
-)
 WEIGHTS = {
     "yolov5n": "weights/yolov5n/yolov5n.pt",
     "yolo-fastest": "weights/yolo_fastest/yolo-fastest-1.1.cfg",

@@ -1,7 +1,6 @@
 """Networks that are cut in two, and how both sides make sure that they run the same one."""
 
 import dataclasses
-import functools
 import hashlib
 import re
 from collections.abc import Callable
@@ -13,10 +12,9 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 import dynvid
-from dynvid.incremental.split import Features
-from dynvid.incremental.trace import Value, trace
+from dynvid.graph.split import Features
+from dynvid.graph.trace import Value, trace
 from dynvid.models.detection import Detections
-from dynvid.systems.ifmdc import Settings, ifmdc
 from dynvid.types import Frames, Output, Params
 
 
@@ -185,10 +183,3 @@ def _contents(params: Params) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()[:32]
-
-
-@functools.lru_cache(maxsize=8)
-def decoder(settings: Settings) -> tuple[Callable, Callable]:
-    """`init` and the jitted `decode` of a codec: compiled once for all edges of equal settings."""
-    codec = ifmdc(settings)
-    return codec.init, jax.jit(codec.decode)

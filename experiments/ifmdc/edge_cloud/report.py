@@ -1,9 +1,6 @@
 """The figures of one run of the edge: a table to read, and JSON."""
 
-import json
-import os
 import pathlib
-import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +8,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from experiments.bench.results import machine, write_json
 from experiments.ifmdc.edge_cloud.edge import Counts, Result
 from experiments.ifmdc.edge_cloud.network import SplitNetwork
 
@@ -66,12 +64,7 @@ def summarize(network: SplitNetwork, counts: Counts, results: Sequence[Result]) 
         "median_cloud_decode_ms": milliseconds([r.answer.decode_seconds for r in results]),
         "median_cloud_back_ms": milliseconds([r.answer.back_seconds for r in results]),
         "detections_per_frame": mean_of([float(np.sum(r.answer.scores >= SHOWN)) for r in results]),
-        "machine": {
-            "device": jax.devices()[0].device_kind,
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "jax": jax.__version__,
-        },
+        "machine": {"device": jax.devices()[0].device_kind} | machine(),
     }
 
 
@@ -134,9 +127,4 @@ def write(path: pathlib.Path, figures: dict[str, Any], results: Sequence[Result]
         for r in results
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(figures | {"per_frame": frames}, indent=1) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(path, figures | {"per_frame": frames})

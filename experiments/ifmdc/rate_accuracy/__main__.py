@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from experiments.bench import console
 from experiments.ifmdc.rate_accuracy import curves, incremental, throughput
 from experiments.ifmdc.rate_accuracy.results import Results
 from experiments.ifmdc.rate_accuracy.subjects import MODELS, Subject
 from experiments.ifmdc.rate_accuracy.summary import summarise
-from experiments.incremental_speed.run import console
 
 HERE = pathlib.Path(__file__).parent
 PARTS = {

@@ -7,6 +7,7 @@ import numpy as np
 
 from dynvid.metrics.rate import bits_per_pixel
 from dynvid.systems.ifmdc import Settings, clip_range
+from experiments.bench import console
 from experiments.ifmdc.rate_accuracy.methods import (
     GOP,
     QPS,
@@ -19,7 +20,6 @@ from experiments.ifmdc.rate_accuracy.methods import (
 )
 from experiments.ifmdc.rate_accuracy.results import Results
 from experiments.ifmdc.rate_accuracy.subjects import EVERY, PIXELS, Subject
-from experiments.incremental_speed.run import console
 
 CALIBRATION = 30
 """Frames that the clip range is chosen on."""

@@ -11,11 +11,11 @@ from rich.progress import track
 import dynvid
 from dynvid.coding.container import LabelCoder
 from dynvid.systems.ifmdc import Settings, header_of, ifmdc
+from experiments.bench import console
 from experiments.ifmdc.rate_accuracy.curves import BLOCKS, PAPER, clip_of, row_of, short
 from experiments.ifmdc.rate_accuracy.methods import GOP, code_ifmdc
 from experiments.ifmdc.rate_accuracy.results import Results
 from experiments.ifmdc.rate_accuracy.subjects import Subject
-from experiments.incremental_speed.run import console
 
 FRONTS = {"theta 15, tau 0.5": (15, 0.5), "theta 10, tau 0.2": (10, 0.2)}
 """Thresholds, of 255, and truncations, relative to a layer's root mean square."""
@@ -98,7 +98,6 @@ def _times(subject: Subject, settings: Settings) -> dict[str, dict[str, float]]:
     """Medians of the front, the quantiser and R3, with the dense front and the incremental."""
     params = subject.model.params
     front, codec = jax.jit(subject.model.front), ifmdc(settings)
-    encode = jax.jit(codec.encode)
     init, step = _video(subject, *FRONTS["theta 10, tau 0.2"])
     frames = subject.clip.frames[: 4 * GOP]
     parts: dict[str, dict[str, list[float]]] = {
@@ -106,7 +105,7 @@ def _times(subject: Subject, settings: Settings) -> dict[str, dict[str, float]]:
     }
     start, _ = init(params, frames[0])
     header = header_of(settings, shape=(1, *subject.features.shape[1:]))
-    ends = {way: codec.init(header.shape) for way in parts}
+    ends = {way: codec.blank(header.shape) for way in parts}
     coders = {way: LabelCoder(header) for way in parts}
     state = start
     for i, frame in enumerate(frames):
@@ -120,7 +119,9 @@ def _times(subject: Subject, settings: Settings) -> dict[str, dict[str, float]]:
                 else:
                     feature = front(params, frame)
                 given = (feature, state.changes[0])
-            ends[way], symbols = _timed(times["quantise"], encode, ends[way], *given)
+            ends[way], symbols = _timed(
+                times["quantise"], codec.encoder.step, (), ends[way], *given
+            )
             labels, is_key = np.asarray(symbols.labels), bool(symbols.is_key)
             begin = time.perf_counter()
             coders[way].encode(labels, is_key=is_key)

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from rich.progress import track
 
@@ -11,9 +10,10 @@ from dynvid.coding.container import LabelCoder, Stage
 from dynvid.coding.entropy import zero_order_entropy
 from dynvid.coding.hevc import HevcPacket, decode_hevc, encode_hevc, quilt, tile, unquilt, untile
 from dynvid.coding.lightweight import encode_lightweight
+from dynvid.ops.quantize import uniform_dequantize, uniform_quantize
 from dynvid.systems.ifmdc import Settings, header_of, ifmdc
+from experiments.bench import console
 from experiments.ifmdc.rate_accuracy.subjects import EVERY, Subject
-from experiments.incremental_speed.run import console
 
 GOP = 15
 STAGES: dict[str, Stage] = {"R1": "fixed", "R2": "huffman", "R3": "arithmetic"}
@@ -81,8 +81,8 @@ def code_ifmdc(
     features = subject.features if features is None else features
     codec, shape = ifmdc(settings), (1, *features.shape[1:])
     # One program for both ends: the decoder's state is a copy of its own.
-    encode, decode = jax.jit(codec.encode), jax.jit(codec.decode)
-    near = far = codec.init(shape)
+    encode, decode = codec.encoder.step, codec.decoder.step
+    near = far = codec.blank(shape)
     coders = {
         stage: LabelCoder(header_of(settings, shape=shape, stage=STAGES[stage])) for stage in stages
     }
@@ -98,8 +98,8 @@ def code_ifmdc(
             # Key frames are whole whatever the mask is.
             moved = clipped if last is None else clipped - last
             mask = (np.sqrt(np.mean(np.square(moved / width), -1))[None] >= skip,)
-        near, symbols = encode(near, feature[None], *mask)
-        far, decoded = decode(far, symbols)
+        near, symbols = encode((), near, feature[None], *mask)
+        far, decoded = decode((), far, symbols)
         last = found[i] = np.asarray(decoded[0])
         labels, is_key = np.asarray(symbols.labels), bool(symbols.is_key)
         predicted.append(not is_key)
@@ -147,12 +147,12 @@ def code_video(subject: Subject, clip: Range, *, qp: int) -> Coded:
 def code_lightweight(subject: Subject, clip: Range, *, levels: int) -> Coded:
     """Cohen et al.'s codec, every frame by itself: counted as P frames, for it knows no other."""
     found, sizes = np.empty_like(subject.features), []
-    step = np.float32(clip.width / (levels - 1))
+    ends = {"low": clip.low, "high": clip.high, "levels": levels}
     what = f"{subject.name}: lightweight, N={levels}"
     for i, feature in enumerate(track(subject.features, what, console=console, transient=True)):
-        labels = np.round((np.clip(feature, clip.low, clip.high) - clip.low) / step)
-        found[i] = clip.low + labels * step
-        flat = labels.astype(np.int32).transpose(2, 0, 1).ravel()
+        labels = uniform_quantize(feature, **ends)
+        found[i] = uniform_dequantize(labels, **ends)
+        flat = np.asarray(labels).transpose(2, 0, 1).ravel()
         sizes.append(len(encode_lightweight(flat, levels=levels)))
     return Coded({"": np.array(sizes)}, np.ones(len(sizes), bool), found, {})
 

@@ -1,12 +1,9 @@
 """The figures on disk: written whole after each row, so that a run can be taken up again."""
 
-import json
-import os
 import pathlib
-import platform
 from typing import Any
 
-import jax
+from experiments.bench.results import machine, read_json, write_json
 
 
 class Results:
@@ -21,9 +18,7 @@ class Results:
 
     def read(self) -> dict[str, Any]:
         """All that was measured."""
-        if not self._path.exists():
-            return {"subjects": {}}
-        return json.loads(self._path.read_text())
+        return {"subjects": {}} | read_json(self._path)
 
     def subject(self, name: str, *, frames: int) -> dict[str, Any]:
         """The entry of a sequence and a model; a new one where other frames were measured."""
@@ -34,11 +29,5 @@ class Results:
         """Writes the file, whole or not at all; the other subjects as they are there by now."""
         data = self.read()
         data["subjects"][name] = entry
-        data["machine"] = {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "jax": jax.__version__,
-        }
-        temporary = self._path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(data, indent=1) + "\n")
-        temporary.rename(self._path)
+        data["machine"] = machine()
+        write_json(self._path, data)

@@ -13,10 +13,10 @@ import dynvid
 from dynvid.metrics.pseudo_ground_truth import GroundTruth
 from dynvid.models.detection import COCO_CLASSES, HEADS, Detections
 from dynvid.weights.darknet import load_darknet
-from dynvid.weights.yolov5 import load_yolov5
-from experiments.dyncnn.pets.evaluate import CLASSES, drawn_truth, judge, of_classes
-from experiments.dyncnn.pets.videos import read_clip
-from experiments.incremental_speed.run import DATA, console
+from experiments.bench import DATA, console
+from experiments.bench.accuracy import class_indices, drawn_truth, judge, of_classes
+from experiments.bench.networks import load_yolov5n
+from experiments.bench.videos import read_clip
 
 SIZE = (480, 640)
 """Height and width of the models' input, in pixels."""
@@ -61,7 +61,7 @@ def _model(name: str, cut: str, fn: Callable, params: Any, head: str) -> Model:
     features = jax.eval_shape(front, params, frames)
     if features.others:
         raise ValueError(f"more than {cut!r} crosses the cut: {', '.join(features.others)}")
-    classes = tuple(COCO_CLASSES.index(kind) for kind in CLASSES)
+    classes = class_indices(COCO_CLASSES)
 
     def replaced(p: Any, feature: jax.Array) -> Any:
         return back(p, dataclasses.replace(features, named={cut: feature}))
@@ -75,7 +75,7 @@ def _model(name: str, cut: str, fn: Callable, params: Any, head: str) -> Model:
 
 def yolov5n() -> Model:
     """YOLOv5n after its stage at stride 8: (60, 80, 64), 1 value a pixel."""
-    fn, params = load_yolov5(DATA / "weights" / "yolov5n" / "yolov5n.pt")
+    fn, params = load_yolov5n()
     return _model("YOLOv5n", "model.4", fn, params, "yolov5")
 
 

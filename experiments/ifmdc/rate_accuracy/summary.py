@@ -1,17 +1,16 @@
 """What the curves say: BD-rates, rates at a loss of 2%, and the pictures."""
 
-import io
 import pathlib
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 from rich.table import Table
 
 from dynvid.metrics.rate import bjontegaard_delta_rate, rate_at_loss, upper_envelope
+from experiments.bench import console
+from experiments.bench.figures import save_figure
 from experiments.ifmdc.rate_accuracy.results import Results
-from experiments.incremental_speed.run import console
 
 LOSS = 0.02
 KINDS = {"predicted": "P frames", "all_frames": "all frames"}
@@ -142,7 +141,7 @@ def _draw_curves(subjects: dict[str, Any], path: pathlib.Path) -> None:
             axes.set_title(f"{name}, {title}", fontsize=10)
             axes.grid(alpha=0.3)
     grid[0, 0].legend(fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_sensitivity(subjects: dict[str, Any], path: pathlib.Path) -> None:
@@ -157,7 +156,7 @@ def _draw_sensitivity(subjects: dict[str, Any], path: pathlib.Path) -> None:
     axes.set(xlabel="QP of HEVC video", ylabel="person AP50, of not coded")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_wins(subjects: dict[str, Any], path: pathlib.Path) -> None:
@@ -176,7 +175,7 @@ def _draw_wins(subjects: dict[str, Any], path: pathlib.Path) -> None:
         axes.grid(alpha=0.3, axis="y")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_histogram(subjects: dict[str, Any], path: pathlib.Path) -> None:
@@ -190,12 +189,4 @@ def _draw_histogram(subjects: dict[str, Any], path: pathlib.Path) -> None:
     axes.set(yscale="log", xlabel="label of a residual, k = 17", ylabel="share")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: pathlib.Path) -> None:
-    """In 64 colours: a fifth of the size."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100)
-    image = Image.open(buffer).convert("RGB")
-    image.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    save_figure(figure, path)

@@ -11,11 +11,11 @@ import numpy as np
 from dynvid.coding.container import LabelCoder
 from dynvid.coding.hevc import encode_hevc, tile
 from dynvid.systems.ifmdc import Settings, header_of, ifmdc
+from experiments.bench import console
 from experiments.ifmdc.rate_accuracy.curves import BLOCKS, clip_of
 from experiments.ifmdc.rate_accuracy.methods import GOP, STAGES, Range
 from experiments.ifmdc.rate_accuracy.results import Results
 from experiments.ifmdc.rate_accuracy.subjects import Subject
-from experiments.incremental_speed.run import console
 
 ROUNDS = 5
 """Each of one GOP; the first of a contestant is not counted."""
@@ -83,13 +83,13 @@ def _ifmdc(
     height, width, channels = shape
     whole = (1, height, width, channels)
     codec, header = ifmdc(settings), header_of(settings, shape=whole, stage=STAGES[stage])
-    encode, coder = jax.jit(codec.encode, donate_argnums=0), LabelCoder(header)
+    encode, coder = jax.jit(codec.encoder.step, donate_argnums=1), LabelCoder(header)
 
     def run(features: list[jax.Array], pictures: np.ndarray) -> int:
-        state: Any = codec.init(whole)
+        state: Any = codec.blank(whole)
         total = 0
         for feature in features:
-            state, symbols = encode(state, feature)
+            state, symbols = encode((), state, feature)
             labels, is_key = np.asarray(symbols.labels), bool(symbols.is_key)
             total += len(coder.encode(labels, is_key=is_key))
         return total

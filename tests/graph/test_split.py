@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from jax.ad_checkpoint import checkpoint_name
 
 import dynvid
-from dynvid.incremental.split import Features, _evaluate, split
-from dynvid.incremental.trace import trace
+from dynvid.graph.evaluate import evaluate
+from dynvid.graph.split import Features, split
+from dynvid.graph.trace import trace
 from tests.contract.zoo import BY_NAME, ZOO, act, clip, conv, upsample
 
 FRAME = (1, 8, 10, 3)
@@ -51,12 +52,16 @@ def named(fn):
         arrays = {graph.frames: jnp.asarray(x)}
         count = 0
         for node in graph.nodes:
-            arrays |= dict(zip(node.outputs, _evaluate(node.outputs, arrays, params), strict=True))
+            arrays |= dict(
+                zip(node.outputs, evaluate(node.outputs, params=params, given=arrays), strict=True)
+            )
             for value in node.outputs:
-                if value.dynamic:
+                if value.frame_dependent:
                     arrays[value] = checkpoint_name(arrays[value], f"v{count}")
                     count += 1
-        return jax.tree.unflatten(graph.structure, _evaluate(graph.outputs, arrays, params))
+        return jax.tree.unflatten(
+            graph.structure, evaluate(graph.outputs, params=params, given=arrays)
+        )
 
     return marked
 

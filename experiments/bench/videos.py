@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from dynvid.data.mot import parse_mot
 from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.ops.difference import scene_similarity
 from dynvid.video.reader import VideoSource, resize_frame
-from experiments.incremental_speed.run import DATA, console
+from experiments.bench import DATA, console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,3 +100,8 @@ def synthetic(size: tuple[int, int], *, count: int = 40) -> list[Clip]:
         name = f"synthetic, {objects} object{'s' if objects > 1 else ''}"
         clips.append(Clip(name, frames, np.ones(4, np.float32)))
     return clips
+
+
+def unit(frames: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Frames in [0, 1], float32."""
+    return [frame.astype(np.float32) / 255 for frame in frames]

@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from dynvid.incremental.trace import known, trace
+from dynvid.graph.evaluate import constant_fold
+from dynvid.graph.trace import trace
 
 _ELEMENTWISE = {
     "add": "Add",
@@ -39,7 +40,7 @@ class _Writer:
         """A value, channels first; constants are moved there as they are written."""
         if value in self.names:
             return self.names[value]
-        array = known(value)
+        array = constant_fold(value)
         if array is None:
             raise ValueError(f"no constant and no operation: {value}")
         return self.constant(array.transpose(0, 3, 1, 2) if array.ndim == 4 else array)
@@ -51,14 +52,14 @@ def export(fn, params, frames, path):
     writer = _Writer()
     writer.names[graph.frames] = "frames"
     for node in graph.nodes:
-        if not node.outputs[0].dynamic:
+        if not node.outputs[0].frame_dependent:
             continue
         name, p, out = node.primitive.name, node.params, node.outputs[0]
         if name in _ELEMENTWISE:
             operands = map(writer.operand, node.inputs)
             writer.names[out] = writer.node(_ELEMENTWISE[name], *operands)
         elif name == "conv_general_dilated":
-            kernel = known(node.inputs[1]).transpose(3, 2, 0, 1)
+            kernel = constant_fold(node.inputs[1]).transpose(3, 2, 0, 1)
             (top, bottom), (left, right) = p["padding"]
             writer.names[out] = writer.node(
                 "Conv",

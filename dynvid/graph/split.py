@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynvid.incremental.rules import ELEMENTWISE
-from dynvid.incremental.trace import Graph, Node, Value, trace
+from dynvid.graph.evaluate import evaluate
+from dynvid.graph.primitives import ELEMENTWISE
+from dynvid.graph.trace import Graph, Node, Value, trace
 from dynvid.types import Frames, Output, Params
 
 # Operations that only arrange a value anew: cheaper to do again than to carry both.
@@ -118,7 +119,7 @@ def split(fn: Callable[[Params, Frames], Output], *, at: str | Sequence[str]) ->
         struct = jax.ShapeDtypeStruct(frames.shape, frames.dtype)
         graph, named, others = cut(params, struct)
         wanted = [*(v for values in named.values() for v in values), *others.values()]
-        arrays = iter(_evaluate(wanted, {graph.frames: frames}, params))
+        arrays = iter(evaluate(wanted, params=params, given={graph.frames: frames}))
         values = {name: tuple(next(arrays) for _ in marks) for name, marks in named.items()}
         return Features(
             {name: v[0] if len(v) == 1 else v for name, v in values.items()},
@@ -132,7 +133,7 @@ def split(fn: Callable[[Params, Frames], Output], *, at: str | Sequence[str]) ->
         graph, named, others = cut(params, features.frames)
         carried = _matched(named, features.named, "named")
         carried |= _matched({name: (v,) for name, v in others.items()}, features.others, "others")
-        arrays = _evaluate(graph.outputs, carried, params)
+        arrays = evaluate(graph.outputs, params=params, given=carried)
         return jax.tree.unflatten(graph.structure, arrays)
 
     return Split(front, back)
@@ -149,7 +150,7 @@ def _cut(graph: Graph, names: Sequence[str]) -> _Cut:
             f"its names are: {', '.join(known) or 'none'}"
         )
     places = [value for values in named.values() for value in values]
-    if fixed := [v.node.params["name"] for v in places if v.node and not v.dynamic]:
+    if fixed := [v.node.params["name"] for v in places if v.node and not v.frame_dependent]:
         raise ValueError(f"{fixed[0]!r} does not depend on the frames: there is nothing to cut")
 
     cut = {_unnamed(value) for value in places}
@@ -159,7 +160,7 @@ def _cut(graph: Graph, names: Sequence[str]) -> _Cut:
     images = {graph.frames}  # the frames, also when converted, scaled or rearranged
     late: set[Node] = set()  # what only such images reach, after the cut
     for node in graph.nodes:
-        inputs = [value for value in node.inputs if value.dynamic]
+        inputs = [value for value in node.inputs if value.frame_dependent]
         if not inputs:
             continue
         if node.primitive.name in ELEMENTWISE | _ARRANGEMENTS and images.issuperset(inputs):
@@ -177,7 +178,7 @@ def _cut(graph: Graph, names: Sequence[str]) -> _Cut:
     # What the back reads of the front, backwards from the outputs.
     crossing: set[Value] = set()
     visited: set[Value] = set()
-    stack = [_unnamed(value) for value in graph.outputs if value.dynamic]
+    stack = [_unnamed(value) for value in graph.outputs if value.frame_dependent]
     while stack:
         value = stack.pop()
         if value in visited or value in cut:
@@ -187,7 +188,7 @@ def _cut(graph: Graph, names: Sequence[str]) -> _Cut:
         if node is None or (node in front and node.primitive.name not in _ARRANGEMENTS):
             crossing.add(value)
         else:
-            stack += [_unnamed(v) for v in node.inputs if v.dynamic]
+            stack += [_unnamed(v) for v in node.inputs if v.frame_dependent]
     # Of several names of one value the first.
     labels = {_unnamed(mark.outputs[0]): mark.params["name"] for mark in reversed(marks)}
     others: dict[str, Value] = {}
@@ -221,7 +222,7 @@ def _ancestors(values: Iterable[Value]) -> set[Node]:
     stack = list(values)
     while stack:
         value = stack.pop()
-        if value.node is not None and value.dynamic and value.node not in found:
+        if value.node is not None and value.frame_dependent and value.node not in found:
             found.add(value.node)
             stack.extend(value.node.inputs)
     return found
@@ -250,28 +251,3 @@ def _matched(
 
 def _text(kinds: Sequence[tuple[tuple[int, ...], Any]]) -> str:
     return " and ".join(f"{dtype}{list(shape)}" for shape, dtype in kinds)
-
-
-def _evaluate(
-    wanted: Sequence[Value], given: Mapping[Value, jax.Array], params: Params
-) -> list[jax.Array]:
-    """Evaluates values from given ones, operation by operation, and no more than they need."""
-    arrays: dict[Value, Any] = dict(given)
-    leaves = jax.tree.leaves(params)
-    nodes: dict[int, Node] = {}
-    stack = list(wanted)
-    while stack:
-        value = stack.pop()
-        if _unnamed(value) in arrays:
-            continue
-        node = value.node
-        if node is None:
-            arrays[value] = leaves[value.argument] if value.constant is None else value.constant
-        elif node.index not in nodes:
-            nodes[node.index] = node
-            stack += node.inputs
-    for _, node in sorted(nodes.items()):
-        outputs = node.bind(*(arrays[_unnamed(value)] for value in node.inputs))
-        # A name goes on with the value, so that the parts can be cut again.
-        arrays.update(zip(map(_unnamed, node.outputs), outputs, strict=True))
-    return [jnp.asarray(arrays[_unnamed(value)]) for value in wanted]

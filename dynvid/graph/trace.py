@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.core import Tracer
 from jax.extend.core import Literal
 
 # Calls that mean exactly their body: they are inlined, so that the planner sees one flat graph.
@@ -31,7 +30,7 @@ class Value:
       dtype: Its dtype.
       node: The operation that makes it; None for arguments, constants and literals.
       constant: Its contents where they are known while tracing (literals, closed-over arrays).
-      dynamic: Whether it depends on the frames.
+      frame_dependent: Whether it depends on the frames.
       argument: Which argument it is: a leaf's number among the parameters, "frames", or None.
     """
 
@@ -39,7 +38,7 @@ class Value:
     dtype: Any
     node: "Node | None" = None
     constant: Any = None
-    dynamic: bool = False
+    frame_dependent: bool = False
     argument: Any = None
 
     @property
@@ -123,8 +122,10 @@ def _inline(jaxpr: Any, constants: Sequence[Value], arguments: Sequence[Value], 
                     f"{equation.effects}; expected none"
                 )
             node = Node(equation.primitive, dict(equation.params), inputs)
-            dynamic = any(value.dynamic for value in inputs)
-            node.outputs = tuple(_value(v, node=node, dynamic=dynamic) for v in equation.outvars)
+            frame_dependent = any(value.frame_dependent for value in inputs)
+            node.outputs = tuple(
+                _value(v, node=node, frame_dependent=frame_dependent) for v in equation.outvars
+            )
             nodes.append(node)
             outputs = node.outputs
         env.update(zip(equation.outvars, outputs, strict=True))
@@ -161,7 +162,7 @@ def trace(fn: Callable[..., Any], params: Any, frames: Any) -> Graph:
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(params, frames)
     leaves = jax.tree.leaves(params)
     arguments = [_value(v, argument=i) for i, v in enumerate(closed.jaxpr.invars[: len(leaves)])]
-    source = _value(closed.jaxpr.invars[-1], dynamic=True, argument="frames")
+    source = _value(closed.jaxpr.invars[-1], frame_dependent=True, argument="frames")
     nodes: list[Node] = []
     consts = [_constant(c) for c in closed.consts]
     outputs = _inline(closed.jaxpr, consts, [*arguments, source], nodes)
@@ -175,26 +176,3 @@ def trace(fn: Callable[..., Any], params: Any, frames: Any) -> Graph:
     for index, node in enumerate(kept):
         node.index = index
     return Graph(source, tuple(kept), tuple(outputs), jax.tree.structure(shape))
-
-
-def known(value: Value) -> np.ndarray | None:
-    """The contents of a value that depends neither on the frames nor on the parameters.
-
-    Returns:
-      A NumPy array, or None where the value is known only at run time.
-    """
-    if value.constant is not None:
-        if isinstance(value.constant, Tracer):
-            return None
-        return np.asarray(value.constant)
-    if value.node is None or value.dynamic:
-        return None
-    inputs = [known(v) for v in value.node.inputs]
-    if any(array is None for array in inputs):
-        return None
-    with jax.ensure_compile_time_eval():
-        pairs = zip(inputs, value.node.inputs, strict=True)
-        outputs = value.node.bind(*(jax.numpy.asarray(a, v.dtype) for a, v in pairs))
-    for output, array in zip(value.node.outputs, outputs, strict=True):
-        output.constant = np.asarray(array)
-    return value.constant

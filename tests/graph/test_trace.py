@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynvid.incremental.trace import known, trace
+from dynvid.graph.evaluate import constant_fold
+from dynvid.graph.trace import trace
 
 FRAMES = jax.ShapeDtypeStruct((1, 6, 8, 3), jnp.float32)
 
@@ -48,11 +49,11 @@ def test_known_evaluates_what_neither_frames_nor_parameters_decide():
 
     graph = trace(fn, (jnp.ones(()),), FRAMES)
     add, other = (node for node in graph.nodes if node.primitive.name == "add")
-    sides = known(add.inputs[1])
+    sides = constant_fold(add.inputs[1])
     assert sides is not None
     np.testing.assert_allclose(sides[0, 0, :, 0], np.sqrt(table) * 2, rtol=1e-6)
-    assert known(other.inputs[1]) is None
-    assert known(graph.outputs[0]) is None
+    assert constant_fold(other.inputs[1]) is None
+    assert constant_fold(graph.outputs[0]) is None
 
 
 def test_frames_and_parameters_are_told_apart():
@@ -60,8 +61,8 @@ def test_frames_and_parameters_are_told_apart():
     (product,) = (node for node in graph.nodes if node.primitive.name == "mul")
     assert product.inputs[0] is graph.frames
     assert graph.outputs[1].argument == 1
-    assert not graph.outputs[1].dynamic
-    assert product.outputs[0].dynamic
+    assert not graph.outputs[1].frame_dependent
+    assert product.outputs[0].frame_dependent
 
 
 def test_side_effects_are_refused_by_name():

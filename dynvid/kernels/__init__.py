@@ -1,0 +1,1 @@
+"""Operations with an implementation for every device; XLA's is the reference of each."""

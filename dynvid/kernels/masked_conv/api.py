@@ -1,0 +1,208 @@
+"""The one seam where cells, their worklist and the kept maps become work."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dynvid.kernels.masked_conv import xla
+from dynvid.kernels.masked_conv.cell_grid import CellGrid
+from dynvid.ops import cells, masks
+from dynvid.ops.masks import Worklist
+from dynvid.ops.sparse_conv import check_convolution
+
+Compute = Callable[[jax.Array, jax.Array, jax.Array], Sequence[jax.Array]]
+"""`compute(stream, row, column)` of K cells -> what they hold now, `(K, h, w, ...)` of each map."""
+
+Implementation = Literal["xla"]
+
+_IMPLEMENTATIONS = {"xla": xla.update_cells}
+
+
+def update_cells(
+    compute: Compute,
+    maps: Sequence[jax.Array],
+    listed: Worklist,
+    *,
+    grid: CellGrid,
+    origins: Sequence[tuple[int, int]],
+    chunk: int,
+    count: jax.Array | None = None,
+    marked: Sequence[jax.Array] = (),
+    moved: Sequence[jax.Array] = (),
+    tolerances: Sequence[jax.Array | None] | None = None,
+    implementation: Implementation | None = None,
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Computes the listed cells of some maps and writes them into the maps in place.
+
+    A loop whose number of turns follows the amount of change (DynCNN 3.3-3.4): nothing is compiled
+    again where that varies, nothing is left out, and no cell at all costs next to nothing.
+
+    Args:
+      compute: What the cells `(stream, row, column)` of a chunk hold now, one array a map.
+      maps: The kept maps with their halo of zeros, `(S, H, W, ...)`.
+      listed: The cells to compute; of all streams in one list.
+      grid: Where the cells lie; the same for all maps. Positions beyond the map are written as
+        zeros.
+      origins: Of each map, how many rows and columns of halo lie before it.
+      chunk: How many cells one turn takes.
+      count: How many of the listed cells are computed, `int32[]`; all where None.
+      marked: Of each map that has a tolerance, the positions that may be replaced, `bool[S, h, w]`;
+        all other maps are replaced by whole cells.
+      moved: Of each map that has a tolerance, the positions marked as moved before, likewise.
+      tolerances: Of each map, how far a value in a cell must move for the cell to be replaced,
+        `float32[S]` in its own unit; None replaces every listed cell. All None by default.
+      implementation: "xla", or None for the best that the device has.
+
+    Returns:
+      The maps, and `moved` with what was replaced marked beside what was marked before.
+
+    Raises:
+      ValueError: An implementation that does not exist.
+
+    Exact: what `compute` gives is copied. Where cells overlap it must give the same for both; the
+    order of writing does not matter.
+
+    >>> grid = CellGrid(np.array([0, 1]), np.array([0]), size=(1, 1), shape=(2, 1))
+    >>> listed = masks.worklist(jnp.array([[[False], [True]]]))
+    >>> ones = lambda stream, row, column: [jnp.ones((len(row), 1, 1))]
+    >>> maps, _ = update_cells(
+    ...     ones, [jnp.zeros((1, 2, 1))], listed, grid=grid, origins=[(0, 0)], chunk=2)
+    >>> maps[0].tolist()
+    [[[0.0], [1.0]]]
+    """
+    if implementation is not None and implementation not in _IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation must be one of {sorted(_IMPLEMENTATIONS)} or None; "
+            f"got {implementation!r}"
+        )
+    return _IMPLEMENTATIONS[implementation or "xla"](
+        compute,
+        maps,
+        listed,
+        grid=grid,
+        origins=origins,
+        chunk=chunk,
+        count=listed.count if count is None else count,
+        marked=marked,
+        moved=moved,
+        tolerances=[None] * len(maps) if tolerances is None else tolerances,
+    )
+
+
+def masked_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    previous: jax.Array,
+    mask: jax.Array,
+    *,
+    strides: Sequence[int] = (1, 1),
+    padding: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    cell: int = 2,
+    chunk: int = 32,
+    precision: lax.PrecisionLike = None,
+    implementation: Implementation | None = None,
+) -> jax.Array:
+    """Convolves the cells that a change reaches and keeps the previous output elsewhere.
+
+    The same function as `ops.sparse_conv.pixel_sparse_conv`, which is its reference, by DynCNN's
+    cell-based partition (sections 3.3-3.4): impacted pixels are grouped into cells, a loop gathers
+    a chunk of cells with their halo, convolves it and writes it back.
+
+    Args:
+      x: The input, `(S, H, W, C)`.
+      kernel: `(kh, kw, C / groups, O)`.
+      previous: The output for the previous input, `(S, H', W', O)`.
+      mask: The input pixels that changed, `bool[S, H, W]`.
+      strides: (rows, columns).
+      padding: ((top, bottom), (left, right)), of zeros; negative values crop.
+      dilation: (rows, columns) between the kernel's taps.
+      groups: The number of channel groups, C for a depthwise convolution.
+      cell: The side of a cell, in output pixels.
+      chunk: How many cells one turn of the loop takes.
+      precision: Of the products, as in `lax.conv_general_dilated`.
+      implementation: As of `update_cells`.
+
+    Returns:
+      `(S, H', W', O)`. Not differentiable in reverse: the loop has no fixed number of turns.
+
+    Raises:
+      ValueError: Shapes that do not fit one another, a cell or a chunk below one.
+
+    Exact when `previous` is the convolution of an input that differs from `x` under the mask only;
+    bit for bit on integer values, up to the order of summation on others.
+
+    >>> x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    >>> mask = jnp.zeros((1, 4, 4), bool).at[0, 0, 0].set(True)
+    >>> kernel, padding = jnp.ones((3, 3, 1, 1)), ((1, 1), (1, 1))
+    >>> masked_conv(x, kernel, jnp.zeros_like(x), mask, padding=padding)[0, ..., 0]
+    Array([[10., 18.,  0.,  0.],
+           [27., 45.,  0.,  0.],
+           [ 0.,  0.,  0.,  0.],
+           [ 0.,  0.,  0.,  0.]], dtype=float32)
+    """
+    for name, value in (("cell", cell), ("chunk", chunk)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    check_convolution(x, kernel, previous, mask, strides, padding, dilation, groups)
+    window = kernel.shape[:2]
+    step, spread = (strides[0], strides[1]), (dilation[0], dilation[1])
+    impacted = masks.stencil(
+        mask, window=window, strides=strides, padding=padding, dilation=dilation
+    )
+    if not impacted.size:
+        return previous
+    height, width = impacted.shape[1:]
+    size = (min(cell, height), min(cell, width))
+    # The last cell is moved back so that none leaves the output.
+    starts = [
+        np.minimum(np.arange(-(-length // side)) * side, length - side)
+        for length, side in zip((height, width), size, strict=True)
+    ]
+    grid = CellGrid(starts[0], starts[1], size=size, shape=(height, width))
+    reads = [s * n - low for s, n, (low, _) in zip(starts, step, padding, strict=True)]
+    halo = [
+        (side - 1) * n + (taps - 1) * d + 1
+        for side, n, taps, d in zip(size, step, window, spread, strict=True)
+    ]
+    low = [max(0, -int(first.min())) for first in reads]
+    ends = [int(first.max()) + n - m for first, n, m in zip(reads, halo, x.shape[1:3], strict=True)]
+    padded = cells.add_halo(x, low=(low[0], low[1]), high=(max(0, ends[0]), max(0, ends[1])))
+    plain = cells.winograd_applies(
+        kernel.shape, strides=step, dilation=spread, groups=groups, dtype=kernel.dtype
+    )
+    weights = cells.winograd_weights(kernel) if plain else None
+    listed = masks.worklist(masks.to_cells(impacted, size))
+
+    def compute(stream: jax.Array, row: jax.Array, column: jax.Array) -> list[jax.Array]:
+        first = [jnp.asarray(r + n)[i] for r, n, i in zip(reads, low, (row, column), strict=True)]
+        needed = cells.gather_windows(padded, stream, *first, size=(halo[0], halo[1]))
+        fresh = cells.convolve_windows(
+            needed,
+            kernel,
+            strides=step,
+            dilation=spread,
+            groups=groups,
+            winograd=weights,
+            precision=precision,
+        )
+        return [fresh.astype(previous.dtype)]
+
+    (out,), _ = update_cells(
+        compute,
+        [previous],
+        listed,
+        grid=grid,
+        origins=[(0, 0)],
+        chunk=min(chunk, len(listed.row)),
+        marked=[impacted],
+        moved=[jnp.zeros_like(impacted)],
+        tolerances=[jnp.zeros(len(x), jnp.float32)],
+        implementation=implementation,
+    )
+    return out
