@@ -3,6 +3,7 @@
 from dynvid._lazy import submodules
 from dynvid.graph import Split, split
 from dynvid.incremental import State, Tuning, explain, incremental, map_caches, tune
+from dynvid.models.modules import from_nnx
 from dynvid.types import VideoFunction, Work, replace_streams
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "VideoFunction",
     "Work",
     "explain",
+    "from_nnx",
     "incremental",
     "map_caches",
     "replace_streams",

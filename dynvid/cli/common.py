@@ -15,11 +15,11 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.errors import UsageError, reason
 from dynvid.measures import Measures
 from dynvid.models.zoo import HEADS, PIXELS, TASKS
 from dynvid.video.reader import VideoSource, VideoWarning
-from dynvid.video.synthetic import render, synthetic_scene
 
 FPS = 25.0
 """Frames per second of what is written, where the source does not say."""

@@ -1,4 +1,4 @@
-"""Videos in and out: reading, writing, drawing, reports and synthetic scenes."""
+"""Videos in and out: reading, writing, drawing and reports."""
 
 from dynvid._lazy import submodules
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dynvid.models.modules import from_nnx
 from dynvid.models.ssd import CAFFE_LAYERS, SSD512
 from dynvid.types import Params
 
@@ -73,7 +74,7 @@ def load_ssd512(
       `(fn, params)`: `fn(params, images)` takes images `(N, 512, 512, 3)`, floating, as
       `dynvid.models.ssd.ssd_preprocess` makes them of frames: BGR of 0..255 less (104, 117, 123).
       It returns what `SSD512` does: locations `(N, 24564, 4)` and confidences `(N, 24564, C)`,
-      before the softmax. `params` is a pytree as `nnx.state(SSD512(C))` is, kernels HWIO.
+      before the softmax. `params` is as `from_nnx(SSD512(C))` gives it, kernels HWIO.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -87,8 +88,8 @@ def load_ssd512(
     """
     layers = load_caffe(path)
     classes = _ssd_classes(layers)
-    graph, state = nnx.split(nnx.eval_shape(lambda: SSD512(classes=classes, rngs=nnx.Rngs(0))))
-    variables: dict[tuple, Any] = dict(nnx.to_flat_state(state))
+    ssd512, shapes = from_nnx(nnx.eval_shape(lambda: SSD512(classes=classes, rngs=nnx.Rngs(0))))
+    variables: dict[tuple, Any] = dict(nnx.to_flat_state(shapes))
     problems = [f"{_quoted(name)}: no layer of it" for name in layers if name not in CAFFE_LAYERS]
     for name, place in CAFFE_LAYERS.items():
         parts = ("scale",) if (*place, "scale") in variables else ("kernel", "bias")
@@ -103,14 +104,11 @@ def load_ssd512(
             for part, shape, blob in zip(parts, expected, found, strict=True):
                 array = blob.reshape(shape).astype(np.float32, copy=False)
                 array = array.transpose(2, 3, 1, 0) if part == "kernel" else array
-                variables[*place, part] = variables[*place, part].replace(jnp.asarray(array))
+                variables[*place, part] = jnp.asarray(array)
     if problems:
         raise ValueError(
             f"{path}: not the weights of SSD512 with {classes} classes ({'; '.join(problems)})"
         )
-
-    def ssd512(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return nnx.merge(graph, params)(images)
 
     return ssd512, nnx.from_flat_state(variables)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from flax import nnx
 
+from dynvid.models.modules import from_nnx
 from dynvid.types import Frames, Output, Params
 from dynvid.weights.onnx import load_onnx
 from dynvid.weights.yolov5 import load_yolov5
@@ -17,8 +18,7 @@ YOLOX_NANO = DATA / "weights" / "yolox_nano" / "yolox_nano.onnx"
 
 def network(kind: Callable[..., nnx.Module]) -> tuple[Network, Params]:
     """A flax module with random weights."""
-    graph, params = nnx.split(kind(rngs=nnx.Rngs(0)))
-    return (lambda p, x: nnx.merge(graph, p)(x)), params
+    return from_nnx(kind(rngs=nnx.Rngs(0)))
 
 
 def load_yolov5n() -> tuple[Network, Params]:

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from rich.progress import track
 
-from dynvid.metrics.average_precision import parse_mot
+from dynvid.data.mot import parse_mot
+from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.ops.difference import scene_similarity
 from dynvid.video.reader import VideoSource, resize_frame
-from dynvid.video.synthetic import render, synthetic_scene
 from experiments.bench import DATA, console
 
 

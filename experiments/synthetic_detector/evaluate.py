@@ -14,9 +14,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from dynvid.data.synthetic import CLASS_NAMES, render, synthetic_scene
 from dynvid.metrics.average_precision import average_precision, of_class
 from dynvid.models.synthetic_detector import decode_synthetic, load_synthetic_detector
-from dynvid.video.synthetic import CLASS_NAMES, render, synthetic_scene
 
 HELD_OUT = 1_000_000  # seeds from here on; training folds its steps into another key
 

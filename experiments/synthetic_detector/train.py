@@ -17,15 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from dynvid.data.synthetic import CLASS_NAMES, SceneFrame, render, synthetic_scene
 from dynvid.files import part_file
 from dynvid.models.synthetic_detector import (
     STRIDE,
     init_synthetic_detector,
     synthetic_detector,
 )
-from dynvid.video.synthetic import CLASS_NAMES, SceneFrame, render, synthetic_scene
+from dynvid.training.checkpoints import Checkpoints
+from dynvid.training.loop import fit, start, update_step
 
 WEIGHTS = pathlib.Path(__file__).parents[2] / "dynvid/models/data/synthetic_detector.npz"
 LEAST_VISIBILITY = 0.25  # objects that show less of themselves are neither wanted nor wrong
@@ -43,6 +44,7 @@ class Config:
     weight_decay: float = 1e-2
     seed: int = 0
     output: pathlib.Path = WEIGHTS
+    checkpoints: pathlib.Path | None = None  # a folder: a killed training goes on from it
 
 
 def draw_batch(key: jax.Array, config: Config) -> SceneFrame:
@@ -109,37 +111,23 @@ def loss_of(params, frames: SceneFrame):
 
 
 def train(config: Config) -> dict[str, jax.Array]:
-    """Trains from scratch and returns the weights."""
+    """Trains from scratch, or from the latest checkpoint, and returns the weights."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, config.steps // 20, config.steps
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=config.weight_decay)
     )
-    params = init_synthetic_detector(jax.random.key(config.seed))
-
-    @jax.jit(donate_argnums=(0, 1))
-    def step(params, state, key):
-        loss, gradient = jax.value_and_grad(loss_of)(params, draw_batch(key, config))
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, loss
-
-    state = optimizer.init(params)
+    update = update_step(lambda params, key: loss_of(params, draw_batch(key, config)), optimizer)
     key = jax.random.key(config.seed + 1)
-    columns = (
-        *Progress.get_default_columns(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[loss]}"),
+    state = fit(
+        update,
+        start(init_synthetic_detector(jax.random.key(config.seed)), optimizer),
+        lambda step: jax.random.fold_in(key, step),
+        steps=config.steps,
+        checkpoints=Checkpoints(config.checkpoints) if config.checkpoints else None,
     )
-    losses = []
-    with Progress(*columns) as progress:
-        task = progress.add_task("training", total=config.steps, loss="")
-        for i in range(config.steps):
-            params, state, loss = step(params, state, jax.random.fold_in(key, i))
-            losses.append(loss)
-            if i % 20 == 19:
-                progress.update(task, advance=20, loss=f"loss {np.mean(losses[-20:]):.3f}")
-    return params
+    return state.params
 
 
 def save(params: dict[str, jax.Array], path: pathlib.Path) -> None:

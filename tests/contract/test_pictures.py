@@ -50,8 +50,7 @@ def flax_network(_):
                 x = nnx.relu(layer(x))
             return x
 
-    graph, params = nnx.split(Network())
-    return lambda p, x: nnx.merge(graph, p)(x), params
+    return dynvid.from_nnx(Network())
 
 
 def onnx_network(folder):
@@ -99,8 +98,7 @@ def closed_over_network(_):
 
 
 def caffe_network(_):
-    graph, params = nnx.split(nnx.eval_shape(lambda: SSD512(classes=21, rngs=nnx.Rngs(0))))
-    return lambda p, x: nnx.merge(graph, p)(x), params
+    return dynvid.from_nnx(nnx.eval_shape(lambda: SSD512(classes=21, rngs=nnx.Rngs(0))))
 
 
 def pytorch_network(_):

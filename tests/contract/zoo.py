@@ -15,6 +15,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from dynvid.models.modules import from_nnx
+
 Draw = Callable[..., np.ndarray]
 
 
@@ -425,13 +427,9 @@ class _Model(nnx.Module):
 
 def flax_network() -> Network:
     """A `flax.nnx` model, whose parameters are its state."""
-    graph, state = nnx.split(_Model(nnx.Rngs(0)))
-
-    def fn(params, x):
-        return nnx.merge(graph, params)(x)
-
+    fn, params = from_nnx(_Model(nnx.Rngs(0)))
     network = Network("flax", fn, integer=False)
-    object.__setattr__(network, "params", lambda *, integer: nnx.as_pure(state))
+    object.__setattr__(network, "params", lambda *, integer: params)
     return network
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from dynvid.data.mot import parse_mot
 from dynvid.metrics.average_precision import (
     average_precision,
     average_precision_by_class,
@@ -21,7 +22,6 @@ from dynvid.metrics.average_precision import (
     match_detections,
     of_class,
     pad_boxes,
-    parse_mot,
 )
 from dynvid.models.zoo import HEADS
 from dynvid.ops.boxes import Detections
@@ -322,16 +322,6 @@ def test_agreement_is_symmetric_and_one_with_itself(seed):
     there, back = detection_agreement(found, other), detection_agreement(other, found)
     np.testing.assert_array_equal(there, back)
     assert ((there >= 0) & (there <= 1)).all()
-
-
-def test_mot_text_is_parsed():
-    text = "2,1,1.5,2,3,4,1,-1\n\n1,7,0,0,2,2\n2,3,5,5,1,1,0,-1,-1,-1\n2,4,5,5,1,1,1\n"
-    found = parse_mot(text)
-    np.testing.assert_array_equal(found[2], [[1.5, 2, 4.5, 6], [5, 5, 6, 6]])
-    np.testing.assert_array_equal(found[1], [[0, 0, 2, 2]])
-    for bad in ("1,2,3", "1,2,x,4,5,6"):
-        with pytest.raises(ValueError, match="line 2: "):
-            parse_mot(f"1,7,0,0,2,2\n{bad}")
 
 
 def pets(every):

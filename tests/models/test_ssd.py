@@ -49,12 +49,12 @@ def macs(layers):
     return {name: side**2 * k**2 * i * o for name, (side, k, i, o) in layers.items()}
 
 
-GRAPH, SHAPES = nnx.split(nnx.eval_shape(lambda: SSD512(rngs=nnx.Rngs(0))))
+ssd512, SHAPES = dynvid.from_nnx(nnx.eval_shape(lambda: SSD512(rngs=nnx.Rngs(0))))
 FRAMES = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.uint8)
 
 
 def detect(params, frames):
-    return nnx.merge(GRAPH, params)(ssd_preprocess(frames))
+    return ssd512(params, ssd_preprocess(frames))
 
 
 def parameters(make):
@@ -62,7 +62,7 @@ def parameters(make):
     names = {path: name for name, path in ssd.CAFFE_LAYERS.items()}
     return nnx.from_flat_state(
         [
-            (path, p.replace(jnp.asarray(make(names[path[:-1]], path[-1], p.shape), p.dtype)))
+            (path, jnp.asarray(make(names[path[:-1]], path[-1], p.shape), p.dtype))
             for path, p in nnx.to_flat_state(SHAPES)
         ]
     )
@@ -149,7 +149,7 @@ def test_convolutions_run_on_cells_and_only_the_ends_are_dense():
 
 def test_sources_shrink_from_64_to_1():
     shapes = [jax.ShapeDtypeStruct((2, s, s, 512), jnp.float32) for s in (64, 32)]
-    maps = jax.eval_shape(lambda p, *xs: nnx.merge(GRAPH, p).sources(*xs), SHAPES, *shapes)
+    maps = jax.eval_shape(lambda *xs: SSD512(rngs=nnx.Rngs(0)).sources(*xs), *shapes)
     assert maps.keys() == SOURCES.keys()
     for name, (side, channels, _) in SOURCES.items():
         assert maps[name].shape == (2, side, side, channels)
@@ -158,7 +158,7 @@ def test_sources_shrink_from_64_to_1():
 def test_other_images_are_refused():
     with pytest.raises(ValueError, match=r"\(N, 512, 512, 3\); got \(1, 300, 300, 3\)"):
         jax.eval_shape(
-            lambda p, x: nnx.merge(GRAPH, p)(x),
+            ssd512,
             SHAPES,
             jax.ShapeDtypeStruct((1, 300, 300, 3), "f4"),
         )
@@ -237,7 +237,7 @@ def test_network_is_the_published_one(real, frames, tmp_path):
     graph, outputs = graph_of(real)
     graph.save(tmp_path / "ssd.onnx", *outputs)
     images = ssd_preprocess(frames[0])
-    locations, confidences = jax.jit(lambda p, x: nnx.merge(GRAPH, p)(x))(real, images)
+    locations, confidences = jax.jit(ssd512)(real, images)
     assert locations.shape == (1, PRIORS, 4)
     assert confidences.shape == (1, PRIORS, 21)
     expected = runtime(tmp_path / "ssd.onnx", np.asarray(images).transpose(0, 3, 1, 2))

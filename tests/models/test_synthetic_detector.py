@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dynvid.data.synthetic import CLASS_NAMES, render, synthetic_scene
 from dynvid.models import synthetic_detector as module
 from dynvid.models.synthetic_detector import (
     SyntheticOutputs,
@@ -16,7 +17,6 @@ from dynvid.models.synthetic_detector import (
 )
 from dynvid.models.zoo import HEADS
 from dynvid.ops.boxes import intersection_over_union
-from dynvid.video.synthetic import CLASS_NAMES, render, synthetic_scene
 
 
 def outputs_with(peaks, *, shape=(2, 6, 8)) -> SyntheticOutputs:

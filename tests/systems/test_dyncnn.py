@@ -261,8 +261,7 @@ def test_raw_inputs_read_the_new_frame_beside_the_mask():
 
 @functools.cache
 def vgg():
-    graph, params = nnx.split(nnx.eval_shape(lambda: VGG16(rngs=nnx.Rngs(0))))
-    return (lambda p, x: nnx.merge(graph, p)(x)), params
+    return dynvid.from_nnx(nnx.eval_shape(lambda: VGG16(rngs=nnx.Rngs(0))))
 
 
 def test_the_groups_of_vgg16_are_the_papers():

@@ -13,6 +13,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynvid.models.modules import from_nnx
 from dynvid.models.ssd import SSD512
 from dynvid.weights.caffe import load_caffe, load_ssd512
 
@@ -478,10 +479,10 @@ def test_ssd512_is_the_module_with_these_weights(ssd_file):
     assert time.process_time() - start < 2
 
     module = ssd_module(blobs, 21)
-    chex.assert_trees_all_equal(params, nnx.state(module))  # every weight in its place, to the bit
-    graph, state = nnx.split(module)
+    dense, weights = from_nnx(module)
+    chex.assert_trees_all_equal(params, weights)  # every weight in its place, to the bit
     images = jax.random.uniform(jax.random.key(0), (1, 512, 512, 3), minval=-120, maxval=150)
-    expected = jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, images)
+    expected = jax.jit(dense)(weights, images)
     found = jax.jit(fn)(params, images)
     assert [x.shape for x in found] == [(1, 24564, 4), (1, 24564, 21)]
     # The same operations on the same numbers in one process: nothing is left to round.

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynvid.metrics.average_precision import average_precision, of_class, pad_boxes, parse_mot
+from dynvid.data.mot import parse_mot
+from dynvid.metrics.average_precision import average_precision, of_class, pad_boxes
 from dynvid.models.darknet import build_darknet, parse_cfg
 from dynvid.models.zoo import HEADS
 from dynvid.ops.boxes import Detections

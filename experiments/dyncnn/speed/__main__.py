@@ -22,12 +22,12 @@ from flax import nnx
 from rich.progress import track
 
 import dynvid
+from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.models.ssd import SSD512, ssd_preprocess
 from dynvid.models.vgg import VGG16
 from dynvid.ops.difference import changed_pixels
 from dynvid.ops.masks import stencil
 from dynvid.systems.dyncnn import dyncnn
-from dynvid.video.synthetic import render, synthetic_scene
 from experiments.bench import console
 from experiments.bench.baselines import Onnx
 from experiments.bench.cases import clock, main
@@ -96,17 +96,18 @@ def race(fn, params, frames, videos, *, warm=4, onnx=True, masks=None):
     return found
 
 
+class SSD512Maps(SSD512):
+    """SSD512 up to the seven pairs of maps that its boxes are read from."""
+
+    def __call__(self, x):
+        *_, conv4_3, conv5_3 = self.vgg.stages(x)
+        maps = self.sources(conv4_3, conv5_3)
+        return [(self.locations[name](x), self.confidences[name](x)) for name, x in maps.items()]
+
+
 def ssd512_maps():
-    """SSD512 with random weights up to the seven pairs of maps that its boxes are read from."""
-    graph, params = nnx.split(nnx.jit(lambda: SSD512(rngs=nnx.Rngs(0)))())
-
-    def fn(params, x):
-        ssd = nnx.merge(graph, params)
-        *_, conv4_3, conv5_3 = ssd.vgg.stages(x)
-        maps = ssd.sources(conv4_3, conv5_3)
-        return [(ssd.locations[name](x), ssd.confidences[name](x)) for name, x in maps.items()]
-
-    return fn, params
+    """The network with random weights."""
+    return dynvid.from_nnx(nnx.jit(lambda: SSD512Maps(rngs=nnx.Rngs(0)))())
 
 
 def prepared(frames):
@@ -127,7 +128,7 @@ def ssd512():
 
 def groups():
     """Each group of VGG16 alone, from its input map and its change mask (the paper's Table 8)."""
-    graph, params = nnx.split(VGG16(rngs=nnx.Rngs(0)))
+    network = VGG16(rngs=nnx.Rngs(0))
     found = {}
     maps = prepared(pets((512, 512), most=14).frames)
     masks = [
@@ -135,13 +136,9 @@ def groups():
         for a, b in itertools.pairwise(maps)
     ]
     masks = [masks[0], *masks]
-    for i in range(5):
-
-        def fn(params, x, i=i):
-            for conv in nnx.merge(graph, params).groups[i]:
-                x = nnx.relu(conv(x))
-            return x
-
+    for i, group in enumerate(network.groups):
+        layers = [layer for convolution in group for layer in (convolution, nnx.relu)]
+        fn, params = dynvid.from_nnx(nnx.Sequential(*layers))
         options = {"threshold": THETA, "reference": "previous"}
         videos = {name: dyncnn(fn, **options, **paper) for name, paper in PAPER.items()}
         videos["incremental"] = dynvid.incremental(fn, **options)
@@ -150,7 +147,7 @@ def groups():
         # both.
         run = jax.jit(lambda p, x, fn=fn: nnx.max_pool(fn(p, x), (2, 2), strides=(2, 2)))
         maps = [np.asarray(run(params, x)) for x in maps]
-        reach = len(nnx.merge(graph, params).groups[i])
+        reach = len(group)
         side = 2 * reach + 1
         masks = [
             stencil(

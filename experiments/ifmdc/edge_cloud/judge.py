@@ -7,12 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dynvid.data.mot import parse_mot
 from dynvid.metrics.average_precision import (
     average_precision,
     average_precision_by_class,
     of_class,
     pad_boxes,
-    parse_mot,
 )
 from dynvid.metrics.pseudo_ground_truth import pseudo_ground_truth
 from dynvid.ops.boxes import Detections

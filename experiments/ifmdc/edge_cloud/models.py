@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.models.synthetic_detector import load_synthetic_detector
 from dynvid.models.zoo import HEADS, Head
 from dynvid.tasks.detection import IOU_THRESHOLD
 from dynvid.types import Params
 from dynvid.video.reader import VideoSource
-from dynvid.video.synthetic import render, synthetic_scene
 from dynvid.weights.darknet import load_darknet
 from dynvid.weights.yolov5 import load_yolov5
 from experiments.bench import DATA

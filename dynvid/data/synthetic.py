@@ -38,7 +38,7 @@ class Scene:
       colors: `(objects, 2, 3)` float32 grey levels: the two colours of the object's stripes.
       stripes: `(objects, 2)` float32, spatial frequency of the stripes, radians per pixel.
       noise: `()` float32, standard deviation of the sensor noise, grey levels.
-      key: the random key of the sensor noise.
+      key: The random key of the sensor noise.
     """
 
     size: tuple[int, int] = dataclasses.field(metadata={"static": True})
@@ -99,19 +99,19 @@ def synthetic_scene(
     a speed of zero leaves all of it.
 
     Args:
-      key: a random key; the same key draws the same scene.
+      key: A random key; the same key draws the same scene.
       size: `(height, width)` in pixels.
-      objects: how many; zero for an empty scene.
+      objects: How many; zero for an empty scene.
       camera: `"fixed"` or `"panning"`.
-      noise: standard deviation of the Gaussian sensor noise, grey levels of 255.
-      speed: the fastest an object may move, pixels per frame; each moves at half of it or more.
-      object_size: the smallest and the largest side of an object, pixels.
+      noise: Standard deviation of the Gaussian sensor noise, grey levels of 255.
+      speed: The fastest an object may move, pixels per frame; each moves at half of it or more.
+      object_size: The smallest and the largest side of an object, pixels.
 
     Returns:
       The scene.
 
     Raises:
-      ValueError: an option is out of its range.
+      ValueError: Where an option is out of its range.
 
     >>> scene = synthetic_scene(jax.random.key(0), size=(48, 64), objects=2)
     >>> scene.start.shape, scene.background.shape
@@ -120,16 +120,16 @@ def synthetic_scene(
     height, width = size
     smallest, largest = object_size
     if height < 1 or width < 1:
-        raise ValueError(f"size must be (height, width) of at least one pixel, got {size}")
+        raise ValueError(f"size must be (height, width) of at least one pixel; got {size}")
     if objects < 0:
-        raise ValueError(f"objects must be zero or more, got {objects}")
+        raise ValueError(f"objects must be zero or more; got {objects}")
     if camera not in ("fixed", "panning"):
-        raise ValueError(f"camera must be 'fixed' or 'panning', got {camera!r}")
+        raise ValueError(f"camera must be 'fixed' or 'panning'; got {camera!r}")
     if not 1 <= smallest <= largest:
-        raise ValueError(f"object_size must be (smallest, largest), at least 1, got {object_size}")
+        raise ValueError(f"object_size must be (smallest, largest), at least 1; got {object_size}")
     for name, value in (("noise", noise), ("speed", speed)):
         if not isinstance(value, jax.Array) and value < 0:
-            raise ValueError(f"{name} must be zero or more, got {value}")
+            raise ValueError(f"{name} must be zero or more; got {value}")
     return _scene(
         key,
         jnp.asarray(noise, jnp.float32),
@@ -177,8 +177,8 @@ def render(scene: Scene, t: jax.typing.ArrayLike) -> SceneFrame:
     the same in every frame.
 
     Args:
-      scene: the scene.
-      t: `()` integer, the frame's index; negative ones exist too.
+      scene: The scene.
+      t: Integer `()`, the frame's index; negative ones exist too.
 
     Returns:
       The frame with its boxes, classes, masks and motion field.

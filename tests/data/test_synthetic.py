@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynvid.video.synthetic import Scene, SceneFrame, render, synthetic_scene
+from dynvid.data.synthetic import Scene, SceneFrame, render, synthetic_scene
 
 SIZE = (96, 120)
 
@@ -224,10 +224,10 @@ def test_activity_is_controlled_by_number_size_and_speed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": (0, 10)}, r"size must be .* got \(0, 10\)"),
-        ({"objects": -1}, "objects must be zero or more, got -1"),
-        ({"camera": "zoom"}, "camera must be 'fixed' or 'panning', got 'zoom'"),
-        ({"object_size": (30, 20)}, r"object_size must be .* got \(30, 20\)"),
+        ({"size": (0, 10)}, r"size must be .*; got \(0, 10\)"),
+        ({"objects": -1}, "objects must be zero or more; got -1"),
+        ({"camera": "zoom"}, "camera must be 'fixed' or 'panning'; got 'zoom'"),
+        ({"object_size": (30, 20)}, r"object_size must be .*; got \(30, 20\)"),
         ({"noise": -1.0}, "noise must be zero or more"),
         ({"speed": -1.0}, "speed must be zero or more"),
     ],

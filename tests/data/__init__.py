@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 DATA = pathlib.Path(
-    os.environ.get("DYNVID_DATA", pathlib.Path(__file__).parents[1] / ".." / "shared" / "data")
+    os.environ.get("DYNVID_DATA", pathlib.Path(__file__).parents[2] / ".." / "shared" / "data")
 ).resolve()
 
 
