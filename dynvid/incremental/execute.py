@@ -278,20 +278,12 @@ class Runner:
 
     # Every later frame.
 
-    def check(self, state: State) -> None:
-        """Checks that a state is of this function.
-
-        Raises:
-          ValueError: It is of another one.
-        """
+    def fits(self, state: State) -> bool:
+        """Whether a state is of this function."""
         plan = self.plan
         halos = tuple(plan.halos.get(v) for v in (plan.graph.frames, *plan.kept))
         mine = (plan.names, plan.layers, halos, len(self._winograd))
-        if (state.names, state.layers, state.halos, len(state.weights)) != mine:
-            raise ValueError(
-                "state must be of this very function, made with the same cell and with a "
-                "truncation where this one has a truncation; got the state of another"
-            )
+        return (state.names, state.layers, state.halos, len(state.weights)) == mine
 
     def step(
         self, state: State, frames: jax.Array, changed: jax.Array, *, composite: bool

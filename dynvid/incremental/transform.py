@@ -56,8 +56,9 @@ def incremental(
       A `VideoFunction`: `init(params, frames)`, dense; `step(params, state, frames, mask=None)`
       where a mask `bool[streams, H, W]` replaces the frame difference; and
       `recalibrate(params, state, frames)`, which starts again on these frames, with the settings
-      that the state holds and with what truncation is relative to measured anew. All are jitted;
-      wrap a step in `jax.jit(..., donate_argnums=1)` so that caches are updated in place.
+      that the state holds and with what truncation is relative to measured anew. `init` and
+      `step` are jitted; wrap a step in `jax.jit(..., donate_argnums=1)` so that caches are updated
+      in place.
       `state.work` says what a step executed, and `state.changes` where each leaf of the output may
       have changed, so that nobody need compare it with the one before. `state.with_settings`
       changes threshold and truncation without compiling anything again.
@@ -120,20 +121,26 @@ def incremental(
         if changed is None:
             changed = changed_pixels(frames, old, threshold=state.threshold, channels=channels)
         runner = Runner(plan(params, old), params)
-        runner.check(state)
+        if not runner.fits(state):
+            raise ValueError(_ANOTHER)
         state = runner.step(state, frames, changed, composite=reference == "last_used")
         return state, runner.outputs()
 
-    @jax.jit
     def recalibrate(params: Params, state: State, frames: jax.Array) -> State:
-        old = state.reference
-        check_step(frames, old, None)
-        runner = Runner(plan(params, old), params)
-        runner.check(state)
-        new = runner.init(jnp.asarray(frames))
+        frames = jnp.asarray(frames)
+        check_step(frames, state.reference, None)
+        new, _ = init(params, frames)  # the same executable
+        if jax.tree.structure(new) != jax.tree.structure(state):
+            raise ValueError(_ANOTHER)
         return dataclasses.replace(new, threshold=state.threshold, truncation=state.truncation)
 
     return VideoFunction(init=init, step=step, recalibrate=recalibrate)
+
+
+_ANOTHER = (
+    "state must be of this very function, made with the same cell and with a truncation where this "
+    "one has a truncation; got the state of another"
+)
 
 
 def check_step(frames: jax.Array, reference: jax.Array, mask: jax.Array | None) -> None:
