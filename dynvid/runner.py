@@ -1,95 +1,17 @@
-"""Running a detector on a video, frame by frame, and measuring what it saves; touches no files."""
+"""Running a task on a video, frame by frame, and measuring what is saved; touches no files."""
 
-import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynvid.incremental import incremental
-from dynvid.metrics.average_precision import detection_agreement
-from dynvid.models.detection import Detections, Head, Letterbox
+from dynvid.measures import Measures
 from dynvid.ops.difference import changed_pixels
-from dynvid.types import Frames, Output, Params
-
-SCORE_THRESHOLD = 0.3
-"""The least score of a detection that is drawn and compared."""
-
-IOU_THRESHOLD = 0.45
-"""The greatest overlap at which two boxes of a class both stay."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Detector:
-    """A network with all that it takes to run it on frames of any size.
-
-    Attributes:
-      name: for reports.
-      network: `network(params, images)`, what `load_onnx` or `load_yolov5` gives.
-      params: its weights.
-      head: how frames go in and boxes come out.
-      head_name: the name of the head, for reports.
-      network_size: `(height, width)` of the network's input where the model fixes it.
-    """
-
-    name: str
-    network: Callable[[Params, jax.Array], Output]
-    params: Params
-    head: Head
-    head_name: str
-    network_size: tuple[int, int] | None = None
-
-    def geometry(self, frame_size: tuple[int, int]) -> Letterbox:
-        """How frames of `(height, width)` lie in the network's input."""
-        return self.head.letterbox(frame_size, network_size=self.network_size)
-
-    def on_frames(self, frame_size: tuple[int, int]) -> Callable[[Params, Frames], Output]:
-        """The network as a function of uint8 frames: conversion and resizing inside."""
-        return self.head.on_frames(self.network, self.geometry(frame_size))
-
-    def decode(self, params: Params, outputs: Output, *, frame_size: tuple[int, int]) -> Detections:
-        """Boxes in pixels of the frame from the network's raw outputs."""
-        geometry = self.geometry(frame_size)
-        return geometry.to_frame(
-            self.head.decode(
-                params,
-                outputs,
-                size=geometry.network_size,
-                score_threshold=SCORE_THRESHOLD,
-                iou_threshold=IOU_THRESHOLD,
-            )
-        )
-
-    def class_name(self, index: int) -> str:
-        """The name of a class, or its number where the head knows no name for it."""
-        names = self.head.class_names
-        return names[index] if index < len(names) else f"class {index}"
-
-
-class Measures(NamedTuple):
-    """What was measured on one frame; NaN where there is nothing to measure.
-
-    Attributes:
-      mac_fraction: multiply-accumulates executed, as a fraction of dense; 1 for the first frame.
-      similarity: share of pixels that did not change; NaN for the first frame.
-      seconds: time of the incremental step; NaN for the first frame, which is computed densely.
-      dense_seconds: time of the dense network on the same frame, where it is compared.
-      difference: the largest absolute difference between the raw outputs of the step and of the
-        dense network on `state.reference`, where it is compared.
-      magnitude: the largest absolute value of those dense outputs, to judge the difference by.
-      agreement: F1 of the step's detections against the dense ones, where it is compared.
-    """
-
-    mac_fraction: float
-    similarity: float
-    seconds: float
-    dense_seconds: float
-    difference: float
-    magnitude: float
-    agreement: float
+from dynvid.tasks.task import Result, Task
+from dynvid.types import Frames, Output, Params, VideoFunction
 
 
 class FrameResult(NamedTuple):
@@ -97,54 +19,54 @@ class FrameResult(NamedTuple):
 
     Attributes:
       frame: `(H, W, 3)` uint8, RGB.
-      changed: `(H, W)` bool, the pixels that differ from the reference; all in the first frame.
-      boxes: `(N, 4)` float32, `(x0, y0, x1, y1)` in pixels of the frame.
-      scores: `(N,)` float32.
-      classes: `(N,)` int32.
-      measures: the numbers.
+      changed: `(H, W)` bool, the pixels of the reference that the step replaced by others; all in
+        the first frame. None where the system's state has no reference frame.
+      result: What the task made of the outputs, NumPy arrays without their stream axis.
+      measures: The numbers.
     """
 
     frame: np.ndarray
-    changed: np.ndarray
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
+    changed: np.ndarray | None
+    result: Result
     measures: Measures
 
 
-def detect_video(
-    detector: Detector,
+def run_video(
+    task: Task,
+    video_function: VideoFunction,
     frames: Iterable[np.ndarray],
     *,
-    threshold: float,
-    truncation: float,
-    compare_dense: bool = False,
+    params: Params,
+    dense: Callable[[Params, Frames], Output] | None = None,
 ) -> Iterator[FrameResult]:
-    """Detects on every frame of one camera, computing only what changed.
+    """Runs any system for any task on every frame of one camera.
 
-    The first frame goes through `init`; a step on that same frame, which changes nothing, then
-    compiles `step`, so that no compilation is in any time. Times cover the network alone, from
-    frames on the device to outputs that are ready; not reading, decoding of boxes or drawing. The
+    The first frame goes through `init`. A step on that same frame, whose outcome is thrown away,
+    then compiles `step`, so that no compilation is in any time. Times cover the network alone, from
+    frames on the device to outputs that are ready; not reading, decoding of results or drawing. The
     dense network takes its turn on the same frame, before and after the step alternately.
 
     Args:
-      detector: the network.
+      task: What results are made of outputs.
+      video_function: The system, of frames `(1, H, W, 3)` uint8: of `task.preprocess(network)`.
       frames: `(H, W, 3)` uint8 each, all of one size.
-      threshold: as in `incremental`, in grey levels of 0..255.
-      truncation: as in `incremental`.
-      compare_dense: whether to run the dense network on the same frames, and on the reference.
+      params: The network's weights.
+      dense: `dense(params, frames) -> outputs`, the network to compare with on the same frames, and
+        on `state.reference` where the state has one.
 
     Yields:
       One result a frame.
 
     Raises:
-      ValueError: the network cannot run on frames of this size.
+      ValueError: The network cannot run on frames of this size.
 
-    >>> from dynvid.models.synthetic_detector import HEAD, load_synthetic_detector
-    >>> detector = Detector("shipped", *load_synthetic_detector(), HEAD, "synthetic", (32, 32))
+    >>> import dynvid
+    >>> from dynvid.models.zoo import load_model
+    >>> model = load_model(None, frame_size=(32, 32))
+    >>> video = dynvid.incremental(model.on_frames, threshold=15, truncation=0.5)
     >>> still = [np.zeros((32, 32, 3), np.uint8)] * 2
-    >>> for result in detect_video(detector, still, threshold=15, truncation=0.5):
-    ...     print(result.measures.mac_fraction, len(result.boxes))
+    >>> for found in run_video(model.task, video, still, params=model.params):
+    ...     print(found.measures.mac_fraction, int(found.result.valid.sum()))
     1.0 0
     0.0 0
     """
@@ -152,42 +74,46 @@ def detect_video(
     first = next(frames, None)
     if first is None:
         return
-    size = first.shape[:2]
-    params = detector.params
-    network = detector.on_frames(size)
+    size = (first.shape[0], first.shape[1])
     x = jnp.asarray(first)[None]
-    video = incremental(network, threshold=threshold, truncation=truncation)
-    step = jax.jit(video.step, donate_argnums=1)
-    dense = jax.jit(network)
-    decode = jax.jit(lambda params, outputs: detector.decode(params, outputs, frame_size=size))
-    agreement = jax.jit(detection_agreement)
-    changed_in = jax.jit(
-        lambda state, frames: changed_pixels(frames, state.reference, threshold=threshold)[0]
-    )
+    step = jax.jit(video_function.step, donate_argnums=1)
+    decode = jax.jit(lambda params, outputs: task.decode(params, outputs, frame_size=size))
+    compare = jax.jit(task.compare)
+    dense = None if dense is None else jax.jit(dense)
 
-    state, outputs = video.init(params, x)
-    state, outputs = step(params, state, x)
-    if compare_dense:
+    state, outputs = video_function.init(params, x)
+    jax.block_until_ready(step(params, jax.tree.map(jnp.copy, state), x))
+    if dense is not None:
         jax.block_until_ready(dense(params, x))
+    everything = None if _reference(state, x) is None else np.ones(size, bool)
     unknown = float("nan")
     measures = Measures(1.0, *[unknown] * 6)
-    yield _result(first, np.ones(size, bool), decode(params, outputs), measures)
+    yield FrameResult(first, everything, _of_one(decode(params, outputs)), measures)
 
     for index, frame in enumerate(frames):
         x = jax.block_until_ready(jnp.asarray(frame)[None])
-        changed = np.asarray(changed_in(state, x))
-        dense_seconds = difference = magnitude = agreed = unknown
+        reference = _reference(state, x)
+        before = None if reference is None else jax.block_until_ready(jnp.copy(reference))
+        dense_seconds = difference = magnitude = agreement = unknown
         dense_outputs = None
-        if compare_dense and index % 2 == 0:
+        if dense is not None and index % 2 == 0:
             dense_outputs, dense_seconds = _timed(dense, params, x)
         (state, outputs), seconds = _timed(step, params, state, x)
-        if compare_dense and index % 2 == 1:
+        if dense is not None and index % 2 == 1:
             dense_outputs, dense_seconds = _timed(dense, params, x)
-        found = decode(params, outputs)
-        if compare_dense:
-            expected = dense(params, state.reference)
-            difference, magnitude = map(float, _largest_difference(outputs, expected))
-            agreed = float(agreement(decode(params, dense_outputs), found)[0])
+        results = decode(params, outputs)
+        reference = _reference(state, x)
+        if dense is not None:
+            agreement = float(compare(decode(params, dense_outputs), results)[0])
+            if reference is not None:
+                expected = dense(params, reference)
+                difference, magnitude = map(float, _largest_difference(outputs, expected))
+        changed = None
+        if before is not None and reference is not None:
+            # What a system that compares with the previous frame lets pass replaces its reference
+            # too, by less than the threshold.
+            threshold = getattr(state, "threshold", 0)
+            changed = np.asarray(_replaced(reference, before, threshold))
         measures = Measures(
             float(state.work.mac_fraction),
             1.0 - float(state.work.changed[0]),
@@ -195,59 +121,27 @@ def detect_video(
             dense_seconds,
             difference,
             magnitude,
-            agreed,
+            agreement,
         )
-        yield _result(frame, changed, found, measures)
+        yield FrameResult(frame, changed, _of_one(results), measures)
 
 
-def summarize(measures: Sequence[Measures]) -> dict[str, Any]:
-    """The figures of a whole run: means over all frames but the first, medians of times.
-
-    Args:
-      measures: of every frame, the first one included.
-
-    Returns:
-      `frames`, `mac_fraction`, `scene_similarity` and `seconds_per_frame` (median); where the
-      dense network was compared, also `dense_seconds_per_frame` (median), `speedup` (the ratio of
-      both), `fraction_of_ideal` (`speedup` times `mac_fraction`),
-      `max_abs_difference_at_reference`, `max_abs_output_at_reference` and `detection_agreement`
-      (mean F1). None where there is nothing to measure.
-
-    >>> nan = float("nan")
-    >>> first, later = Measures(1.0, *[nan] * 6), Measures(0.25, 0.9, 0.01, nan, nan, nan, nan)
-    >>> summarize([first, later])
-    {'frames': 2, 'mac_fraction': 0.25, 'scene_similarity': 0.9, 'seconds_per_frame': 0.01}
-    """
-    later = measures[1:]
-
-    def over(reduce: Callable[[list[float]], Any], name: str) -> float | None:
-        value = reduce([getattr(m, name) for m in later]) if later else None
-        return None if value is None or not np.isfinite(value) else float(value)
-
-    report: dict[str, Any] = {
-        "frames": len(measures),
-        "mac_fraction": over(np.mean, "mac_fraction"),
-        "scene_similarity": over(np.mean, "similarity"),
-        "seconds_per_frame": over(np.median, "seconds"),
-    }
-    dense_seconds = over(np.median, "dense_seconds")
-    if dense_seconds is not None:
-        speedup = dense_seconds / report["seconds_per_frame"]
-        report |= {
-            "dense_seconds_per_frame": dense_seconds,
-            "speedup": speedup,
-            "fraction_of_ideal": speedup * report["mac_fraction"],
-            "max_abs_difference_at_reference": over(np.max, "difference"),
-            "max_abs_output_at_reference": over(np.max, "magnitude"),
-            "detection_agreement": over(np.mean, "agreement"),
-        }
-    return report
+def _reference(state: Any, frames: Frames) -> jax.Array | None:
+    """The frames that a state compares with, where it has any: a codec's are feature maps."""
+    reference: Any = getattr(state, "reference", None)
+    alike = getattr(reference, "shape", None) == frames.shape and reference.dtype == frames.dtype
+    return reference if alike else None
 
 
 def _timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     outputs = jax.block_until_ready(function(*arguments))
     return outputs, time.perf_counter() - start
+
+
+@jax.jit
+def _replaced(reference: Frames, before: Frames, threshold: jax.Array) -> jax.Array:
+    return changed_pixels(reference, before, threshold=threshold)[0]
 
 
 @jax.jit
@@ -259,8 +153,6 @@ def _largest_difference(outputs: Output, expected: Output) -> tuple[jax.Array, j
     return difference, jnp.max(jnp.stack([jnp.max(jnp.abs(b)) for _, b in pairs]))
 
 
-def _result(
-    frame: np.ndarray, changed: np.ndarray, found: Detections, measures: Measures
-) -> FrameResult:
-    boxes, scores, classes, valid = (np.asarray(part)[0] for part in found)
-    return FrameResult(frame, changed, boxes[valid], scores[valid], classes[valid], measures)
+def _of_one(results: Result) -> Result:
+    """The results of the only stream, as NumPy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x)[0], results)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynvid.models.detection import Detections, intersection_over_union
+from dynvid.ops.boxes import Detections, intersection_over_union
 
 
 class AveragePrecision(NamedTuple):

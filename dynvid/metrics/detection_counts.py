@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynvid.metrics.average_precision import match_detections
-from dynvid.models.detection import Detections
+from dynvid.ops.boxes import Detections
 
 
 class DetectionCounts(NamedTuple):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynvid.models.detection import Detections
+from dynvid.ops.boxes import Detections
 
 
 class GroundTruth(NamedTuple):

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dynvid.models.detection import Detections, Head, multilabel_non_maximum_suppression
 from dynvid.models.vgg import VGG16
-from dynvid.types import Frames, Output, Params
+from dynvid.ops.boxes import Detections, multilabel_non_maximum_suppression
+from dynvid.ops.letterbox import letterbox
+from dynvid.types import Frames
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -21,6 +22,9 @@ VOC_CLASSES = (
 
 SIZE = 512
 """Height and width of the network's input, in pixels."""
+
+MEAN = (104.0, 117.0, 123.0)
+"""What the network's input has subtracted, by channel (BGR), of 0..255."""
 
 _EXTRAS = (  # name, channels, kernel, stride, padding; a rectifier follows each
     ("conv6_1", 256, 1, 1, 0), ("conv6_2", 512, 3, 2, 1),
@@ -135,7 +139,7 @@ class SSD512(nnx.Module):
           ValueError: The images have another shape.
         """
         if images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
-            raise ValueError(f"images must be (N, {SIZE}, {SIZE}, 3), got {tuple(images.shape)}")
+            raise ValueError(f"images must be (N, {SIZE}, {SIZE}, 3); got {tuple(images.shape)}")
         *_, conv4_3, conv5_3 = self.vgg.stages(images)
         return self.predict(conv4_3, conv5_3)
 
@@ -173,7 +177,7 @@ class SSD512(nnx.Module):
 def ssd_preprocess(frames: Frames) -> jax.Array:
     """The network's input: frames stretched to 512 x 512, as BGR of 0..255 less its mean.
 
-    The bilinear resizing is that of `Letterbox.to_network`; the mean is (104, 117, 123).
+    The bilinear resizing is that of `Letterbox.to_network`; the mean is `MEAN`.
 
     Args:
       frames: `(streams, H, W, 3)` RGB, floating in [0, 1] or uint8.
@@ -190,10 +194,11 @@ def ssd_preprocess(frames: Frames) -> jax.Array:
     Array([1., 0., 0.], dtype=float32)
     """
     if frames.ndim != 4 or frames.shape[3] != 3:
-        raise ValueError(f"frames must be (streams, H, W, 3), got {tuple(frames.shape)}")
+        raise ValueError(f"frames must be (streams, H, W, 3); got {tuple(frames.shape)}")
     frames = frames * 255 if jnp.issubdtype(frames.dtype, jnp.floating) else frames
-    geometry = HEAD.letterbox((frames.shape[1], frames.shape[2]))
-    return HEAD.on_frames(lambda _, images: images, geometry)(None, frames)
+    geometry = letterbox((frames.shape[1], frames.shape[2]), (SIZE, SIZE), placement="stretch")
+    images = geometry.to_network(frames)[..., ::-1]
+    return images - jnp.array(MEAN, images.dtype)
 
 
 def prior_boxes() -> np.ndarray:
@@ -248,10 +253,10 @@ def decode_ssd(
       confidences: `(N, 24564, C)` floating, before the softmax; class 0 is the background.
       size: (height, width) of what the boxes shall be pixels of: the network's input, or a frame
         that was stretched to it.
-      score_threshold: as in `multilabel_non_maximum_suppression`, like the three below.
-      iou_threshold: the greatest overlap at which both boxes of a class stay.
-      max_candidates: how many boxes of a class are looked at.
-      max_detections: how many of all classes are returned.
+      score_threshold: As in `multilabel_non_maximum_suppression`, like the three below.
+      iou_threshold: The greatest overlap at which both boxes of a class stay.
+      max_candidates: How many boxes of a class are looked at.
+      max_detections: How many of all classes are returned.
 
     Returns:
       `Detections`, not clipped to the image; class k is the network's class k + 1.
@@ -273,7 +278,7 @@ def decode_ssd(
         or confidences.shape[2] < 2
     ):
         raise ValueError(
-            f"locations and confidences must be (N, {len(priors)}, 4) and (N, {len(priors)}, C), "
+            f"locations and confidences must be (N, {len(priors)}, 4) and (N, {len(priors)}, C); "
             f"got {locations.shape} and {confidences.shape}"
         )
     shifts = locations * jnp.array(_VARIANCES, locations.dtype)
@@ -288,14 +293,3 @@ def decode_ssd(
         max_candidates=max_candidates,
         max_detections=max_detections,
     )
-
-
-def _decode(params: Params, outputs: Output, **options) -> Detections:
-    return decode_ssd(*outputs, **options)
-
-
-HEAD = Head(
-    VOC_CLASSES, _decode, "stretch", "bgr", white=255, mean=(104, 117, 123), longest_side=SIZE,
-    square=True,
-)  # fmt: skip
-"""What a runner has to know about this detector."""

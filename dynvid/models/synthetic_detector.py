@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynvid.models.detection import Detections, Head, non_maximum_suppression
+from dynvid.ops.boxes import Detections, non_maximum_suppression
 from dynvid.types import Frames, Params
 
 CLASS_NAMES = ("disc", "square", "triangle")
@@ -51,7 +51,7 @@ def synthetic_detector(params: Params, frames: Frames) -> SyntheticOutputs:
       The raw output maps; `decode_synthetic` makes boxes of them.
 
     Raises:
-      ValueError: the frames' shape does not fit.
+      ValueError: The frames' shape does not fit.
 
     >>> outputs = synthetic_detector(
     ...     init_synthetic_detector(jax.random.key(0)), jnp.zeros((2, 64, 96, 3))
@@ -61,7 +61,7 @@ def synthetic_detector(params: Params, frames: Frames) -> SyntheticOutputs:
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.shape[1] % 8 or frames.shape[2] % 8:
         raise ValueError(
-            "frames must be (streams, H, W, 3) with H and W multiples of 8, "
+            "frames must be (streams, H, W, 3) with H and W multiples of 8; "
             f"got shape {tuple(frames.shape)}"
         )
     x = frames
@@ -87,7 +87,7 @@ def init_synthetic_detector(key: jax.Array) -> dict[str, jax.Array]:
     """Draws untrained weights: He et al. (2015), Eq. 10, and a low prior for every class.
 
     Args:
-      key: a random key.
+      key: A random key.
 
     Returns:
       `kernel{i}` `(3, 3, inputs, outputs)` and `bias{i}` `(outputs,)` of each layer, float32.
@@ -143,10 +143,10 @@ def decode_synthetic(
     non-maximum suppression follows: an object cut in two by another may have two peaks.
 
     Args:
-      outputs: the network's output maps.
-      score_threshold: the least score of a detection, in [0, 1].
-      iou_threshold: the greatest overlap at which two boxes of a class both stay.
-      max_candidates: how many peaks of an image are looked at.
+      outputs: The network's output maps.
+      score_threshold: The least score of a detection, in [0, 1].
+      iou_threshold: The greatest overlap at which two boxes of a class both stay.
+      max_candidates: How many peaks of an image are looked at.
       max_detections: K, how many detections are returned.
 
     Returns:
@@ -182,18 +182,3 @@ def decode_synthetic(
         max_candidates=max_candidates,
         max_detections=max_detections,
     )
-
-
-def _decode(
-    params: Params,
-    outputs: SyntheticOutputs,
-    *,
-    size: tuple[int, int],
-    score_threshold: float,
-    iou_threshold: float,
-) -> Detections:
-    return decode_synthetic(outputs, score_threshold=score_threshold, iou_threshold=iou_threshold)
-
-
-HEAD = Head(CLASS_NAMES, _decode, "top_left", "rgb", white=1, longest_side=256, multiple=STRIDE)
-"""What a runner has to know about this detector."""

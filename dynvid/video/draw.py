@@ -1,5 +1,6 @@
-"""Drawing on frames: boxes, change masks and a running chart of the work done."""
+"""Drawing on frames: boxes, label maps, rankings, change masks and a running chart of the work."""
 
+import colorsys
 import functools
 from collections.abc import Sequence
 
@@ -41,10 +42,10 @@ def annotate_frame(
     Args:
       frame: `(H, W, 3)` uint8, RGB.
       boxes: `(N, 4)` as (x0, y0, x1, y1) in pixels of the frame.
-      labels: a text for each box.
-      classes: a class index for each box, which chooses its colour.
+      labels: A text for each box.
+      classes: A class index for each box, which chooses its colour.
       changed: `(h, w)` bool, what changed; shown small in the upper right corner.
-      work: the work of each frame up to this one, as a fraction of dense; a chart below the frame.
+      work: The work of each frame up to this one, as a fraction of dense; a chart below the frame.
 
     Returns:
       `(H', W', 3)` uint8, both even.
@@ -52,10 +53,8 @@ def annotate_frame(
     >>> annotate_frame(np.zeros((256, 256, 3), np.uint8), work=[1.0, 0.2]).shape
     (568, 512, 3)
     """
-    scale = -(-480 // frame.shape[0]) if frame.shape[0] < 480 else 1
-    frame = frame.repeat(scale, axis=0).repeat(scale, axis=1)
-    if frame.shape[0] % 2 or frame.shape[1] % 2:
-        frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), "edge")
+    scale = _scale(frame)
+    frame = _enlarge(frame)
     if boxes is not None:
         frame = draw_boxes(frame, np.asarray(boxes) * scale, labels=labels, classes=classes)
     if changed is not None:
@@ -63,6 +62,19 @@ def annotate_frame(
     if work is not None:
         frame = draw_work_bar(frame, work)
     return frame
+
+
+def _scale(frame: np.ndarray) -> int:
+    """By how much a frame is enlarged before anything is written on it."""
+    return -(-480 // frame.shape[0]) if frame.shape[0] < 480 else 1
+
+
+def _enlarge(picture: np.ndarray, *, scale: int | None = None) -> np.ndarray:
+    """Repeats pixels for a picture that text can be read on; height and width become even."""
+    scale = _scale(picture) if scale is None else scale
+    picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    odd = [(0, side % 2) for side in picture.shape[:2]]
+    return np.pad(picture, [*odd, *[(0, 0)] * (picture.ndim - 2)], "edge")
 
 
 def draw_boxes(
@@ -77,14 +89,14 @@ def draw_boxes(
     Args:
       frame: `(H, W, 3)` uint8, RGB.
       boxes: `(N, 4)` as (x0, y0, x1, y1) in pixels; those out of sight or not finite are left out.
-      labels: a text for each box.
-      classes: a class index for each box, which chooses its colour.
+      labels: A text for each box.
+      classes: A class index for each box, which chooses its colour.
 
     Returns:
       A new `(H, W, 3)` uint8 frame.
 
     Raises:
-      ValueError: the arguments differ in length.
+      ValueError: The arguments differ in length.
 
     >>> frame = np.zeros((60, 80, 3), np.uint8)
     >>> drawn = draw_boxes(frame, np.array([[10, 20, 50, 50]]), labels=["disc 0.97"])
@@ -94,7 +106,7 @@ def draw_boxes(
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     for name, values in (("labels", labels), ("classes", classes)):
         if values is not None and len(values) != len(boxes):
-            raise ValueError(f"{name} must have one entry a box, got {len(values)} of {len(boxes)}")
+            raise ValueError(f"{name} must have one entry a box; got {len(values)} of {len(boxes)}")
     image = Image.fromarray(frame)
     draw = ImageDraw.Draw(image)
     height, width = frame.shape[:2]
@@ -148,8 +160,8 @@ def overlay_mask(
     Args:
       frame: `(H, W, 3)` uint8, RGB.
       mask: `(h, w)` bool; of another size than the frame, it is enlarged or reduced (nearest).
-      color: the tint.
-      alpha: how much of the tint, in [0, 1].
+      color: The tint.
+      alpha: How much of the tint, in [0, 1].
 
     Returns:
       A new `(H, W, 3)` uint8 frame.
@@ -166,13 +178,157 @@ def overlay_mask(
     return np.round(frame + weight * (np.array(color) - frame.astype(float))).astype(np.uint8)
 
 
+def draw_labels(
+    frame: np.ndarray, labels: np.ndarray, *, names: Sequence[str], alpha: float = 0.5
+) -> np.ndarray:
+    """Tints each pixel in the colour of its class, with a legend of the classes that are there.
+
+    Frames less than 480 pixels high are enlarged by a whole factor first, as by `annotate_frame`.
+    A class called "background" keeps the frame's own colours.
+
+    Args:
+      frame: `(H, W, 3)` uint8, RGB.
+      labels: `(H, W)` integer, the class of each pixel.
+      names: The name of each class.
+      alpha: How much of the tint, in [0, 1].
+
+    Returns:
+      `(H', W', 3)` uint8, both even.
+
+    Raises:
+      ValueError: The labels are of another size than the frame.
+
+    >>> labels = np.eye(480, dtype=np.uint8)
+    >>> draw_labels(np.zeros((480, 480, 3), np.uint8), labels, names=["road", "car"]).shape
+    (480, 480, 3)
+    """
+    if labels.shape != frame.shape[:2]:
+        raise ValueError(f"labels must be {frame.shape[:2]} as the frame; got {labels.shape}")
+    counts = np.bincount(labels.reshape(-1), minlength=len(names))
+    colors = np.array([_class_color(index) for index in range(len(counts))], float)
+    weights = np.full(len(counts), alpha)
+    plain = [index for index, name in enumerate(names) if name.lower() == "background"]
+    colors[plain], weights[plain] = _GRID, 0
+    scale = _scale(frame)
+    labels = _enlarge(labels, scale=scale)
+    picture = _enlarge(frame).astype(float)
+    picture += weights[labels][..., None] * (colors[labels] - picture)
+    # Where one class ends and another begins, a line: tints alone are hard to tell on dark ground.
+    edge = np.zeros(labels.shape, bool)
+    edge[:, scale:] |= labels[:, scale:] != labels[:, :-scale]
+    edge[scale:] |= labels[scale:] != labels[:-scale]
+    picture[edge] = 0.45 * picture[edge]
+    order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
+    rows = [
+        (names[index], _percent(counts[index] / counts.sum()), tuple(colors[index].astype(int)))
+        for index in order
+    ]
+    return _draw_rows(np.round(picture).astype(np.uint8), rows)
+
+
+def draw_ranking(
+    frame: np.ndarray, names: Sequence[str], probabilities: Sequence[float] | np.ndarray
+) -> np.ndarray:
+    """Writes classes with their probabilities, as bars, in the upper left corner.
+
+    Frames less than 480 pixels high are enlarged by a whole factor first, as by `annotate_frame`.
+
+    Args:
+      frame: `(H, W, 3)` uint8, RGB.
+      names: Of the classes, best first.
+      probabilities: Of each, in [0, 1].
+
+    Returns:
+      `(H', W', 3)` uint8, both even.
+
+    >>> draw_ranking(np.zeros((480, 640, 3), np.uint8), ["walking", "running"], [0.9, 0.1]).shape
+    (480, 640, 3)
+    """
+    rows = [
+        (name, _percent(p), _WORK if i == 0 else _DIM_TEXT)
+        for i, (name, p) in enumerate(zip(names, probabilities, strict=True))
+    ]
+    return _draw_rows(_enlarge(frame), rows, bars=[float(p) for p in probabilities])
+
+
+_MOST_ROWS = 10  # of a legend; more would hide the picture
+
+
+def _draw_rows(
+    picture: np.ndarray,
+    rows: Sequence[tuple[str, str, Color]],
+    *,
+    bars: Sequence[float] | None = None,
+) -> np.ndarray:
+    """Writes rows of a name and a figure in the upper left corner, each with a colour or a bar."""
+    height, width = picture.shape[:2]
+    font = _font(max(11, round(height / 36)))
+    ascent, descent = font.getmetrics()
+    line = ascent + descent + max(2, round(height / 240))
+    pad = max(4, round(height / 90))
+    shown = [*rows[:_MOST_ROWS]]
+    if len(rows) > _MOST_ROWS:
+        shown.append((f"and {len(rows) - _MOST_ROWS} more", "", _PANEL))
+    figures = round(max((font.getlength(row[1]) for row in shown), default=0))
+    mark = round(0.16 * width) if bars is not None else ascent
+    room = round(0.62 * width) - mark - figures - 5 * pad  # the upper right corner has the mask
+    texts = [_shorten(row[0], font, room) for row in shown]
+    names = round(max((font.getlength(text) for text in texts), default=0))
+    margin = max(4, round(height / 60))
+    right = margin + names + mark + figures + 4 * pad
+    bottom = margin + line * len(shown) + pad
+
+    panel = picture[margin : bottom + 1, margin : right + 1]
+    picture = picture.copy()
+    picture[margin : bottom + 1, margin : right + 1] = np.round(
+        0.2 * panel + 0.8 * np.array(_PANEL)
+    ).astype(np.uint8)
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    for i, (text, (_, figure, color)) in enumerate(zip(texts, shown, strict=True)):
+        y = margin + pad // 2 + i * line
+        x = margin + pad
+        if bars is None:
+            draw.rectangle((x, y + descent, x + mark, y + descent + ascent - 3), fill=color)
+            draw.text((x + mark + pad, y), text, fill=_TEXT, font=font)
+        else:
+            draw.text((x, y), text, fill=_TEXT if i == 0 else _DIM_TEXT, font=font)
+            x += names + pad
+            top, end = y + descent, y + ascent
+            draw.rectangle((x, top, x + mark, end), fill=_GRID)
+            length = round(mark * min(max(bars[i], 0.0), 1.0)) if i < len(bars) else 0
+            if length:
+                draw.rectangle((x, top, x + length, end), fill=color)
+        draw.text((right - pad, y), figure, fill=_TEXT, font=font, anchor="ra")
+    return np.asarray(image)
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
+    """As much of a text as there is room for."""
+    if font.getlength(text) <= room:
+        return text
+    while text and font.getlength(text + "...") > room:
+        text = text[:-1]
+    return text + "..."
+
+
+def _class_color(index: int) -> Color:
+    """A colour for each class: the palette, then hues a golden section apart, none repeated."""
+    if index < len(_PALETTE):
+        return _PALETTE[index]
+    hue = (index * 0.618034) % 1.0
+    value = (0.95, 0.7, 0.85)[index % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.75, 0.9, 0.5)[index % 3], value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
 def draw_mask_inset(frame: np.ndarray, mask: np.ndarray, *, caption: str = "") -> np.ndarray:
     """Shows a mask small, in the upper right corner, white on black with a caption below.
 
     Args:
       frame: `(H, W, 3)` uint8, RGB.
       mask: `(h, w)` bool, of any size.
-      caption: a short text.
+      caption: A short text.
 
     Returns:
       A new `(H, W, 3)` uint8 frame.
@@ -210,7 +366,7 @@ def draw_work_bar(frame: np.ndarray, work: Sequence[float]) -> np.ndarray:
 
     Args:
       frame: `(H, W, 3)` uint8, RGB.
-      work: the work of each frame up to this one, as a fraction of dense.
+      work: The work of each frame up to this one, as a fraction of dense.
 
     Returns:
       A new `(H + strip, W, 3)` uint8 frame; the strip is of an even height.

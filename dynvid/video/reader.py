@@ -13,16 +13,16 @@ import numpy as np
 from av.error import FFmpegError
 from PIL import Image
 
+from dynvid.errors import UsageError, reason
+from dynvid.ops.letterbox import letterbox as letterbox_geometry
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """The file name endings that are read as images."""
-
-LETTERBOX_LEVEL = 114
-"""The grey level of the bars that `letterbox=True` adds, as YOLO's detectors were trained with."""
 
 _LIVE_TIMEOUT = 10.0  # seconds to wait for a network stream to open or to send
 
 
-class VideoError(ValueError):
+class VideoError(UsageError):
     """A source that cannot be read, or a video that cannot be written; one line says why."""
 
 
@@ -39,25 +39,25 @@ class VideoSource:
     a bad source fails at once.
 
     Args:
-      source: a path, a URL (`"rtsp://..."`, `"http://..."`), or a camera: `"0"` or `"<video0>"` is
+      source: A path, a URL (`"rtsp://..."`, `"http://..."`), or a camera: `"0"` or `"<video0>"` is
         the first. A folder's images are read in natural order (`2.png` before `10.png`).
       size: `(height, width)` to resize frames to, bilinear; None leaves them as they are.
-      letterbox: keep the picture's proportions when resizing and fill the rest with grey, equally
+      letterbox: Keep the picture's proportions when resizing and fill the rest with grey, equally
         on both sides.
-      max_frames: how many frames to read at most; None for all.
+      max_frames: How many frames to read at most; None for all.
 
     Attributes:
-      name: the source as it was given.
+      name: The source as it was given.
       size: `(height, width)` of the frames it yields.
-      fps: frames per second, None where the source does not say.
-      length: how many frames it announces, None where it does not say; a live source never does.
+      fps: Frames per second, None where the source does not say.
+      length: How many frames it announces, None where it does not say; a live source never does.
 
     Raises:
-      VideoError: nothing can be read from the source. While iterating: a frame has another size
+      VideoError: Nothing can be read from the source. While iterating: a frame has another size
         than the first.
 
     Warns:
-      VideoWarning: while iterating, a damaged or truncated source; what decodes is yielded.
+      VideoWarning: While iterating, a damaged or truncated source; what decodes is yielded.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -82,9 +82,9 @@ class VideoSource:
         max_frames: int | None = None,
     ):
         if max_frames is not None and max_frames < 1:
-            raise VideoError(f"max_frames must be at least 1, got {max_frames}")
+            raise VideoError(f"max_frames must be at least 1; got {max_frames}")
         if size is not None and min(size) < 1:
-            raise VideoError(f"size must be (height, width) of at least 1 pixel, got {size}")
+            raise VideoError(f"size must be (height, width) of at least 1 pixel; got {size}")
         if letterbox and size is None:
             raise VideoError("letterbox needs a size to fit the frames into")
         self.name = str(source)
@@ -167,7 +167,7 @@ class VideoSource:
                 frame = _to_rgb(iio.imread(path, plugin="pillow", index=0, rotate=True))
             except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on bad files
                 if index == 0:
-                    raise VideoError(f"cannot read {path}: {_one_line(error)}") from None
+                    raise VideoError(f"cannot read {path}: {reason(error)}") from None
                 self._warn(f"{path.name} cannot be read", index, len(paths))
                 return
             yield frame
@@ -201,8 +201,8 @@ class VideoSource:
                     yield _frame_array(frame)
                     count += 1
             if count == 0:
-                reason = _one_line(damage) if damage else "it has no frames"
-                raise VideoError(f"cannot read {self.name}: {reason}")
+                why = reason(damage) if damage else "it has no frames"
+                raise VideoError(f"cannot read {self.name}: {why}")
             if damage is not None or (announced and count < announced - slack):
                 self._warn("the video is damaged or truncated", count, announced)
 
@@ -220,7 +220,7 @@ class VideoSource:
                 timeout=_LIVE_TIMEOUT if self._live else None,
             )
         except (FFmpegError, ValueError, OSError) as error:
-            raise VideoError(f"cannot read {self.name}: {_one_line(error)}") from None
+            raise VideoError(f"cannot read {self.name}: {reason(error)}") from None
         # FFmpeg shows any text file as a terminal's screen; nobody means that.
         if not container.streams.video or container.format.name == "tty":
             container.close()
@@ -242,7 +242,8 @@ def resize_frame(
     Args:
       frame: `(H, W, 3)` uint8.
       size: `(height, width)` wanted.
-      letterbox: keep the proportions and fill the rest with grey, equally on both sides.
+      letterbox: Keep the proportions and fill the rest with grey, equally on both sides, as
+        `ops.letterbox.letterbox` places them.
 
     Returns:
       `(*size, 3)` uint8.
@@ -257,14 +258,10 @@ def resize_frame(
     if not letterbox:
         image = Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(image)
-    scale = min(height / frame.shape[0], width / frame.shape[1])
-    inner_height = min(height, max(1, round(frame.shape[0] * scale)))
-    inner_width = min(width, max(1, round(frame.shape[1] * scale)))
-    top, left = (height - inner_height) // 2, (width - inner_width) // 2
-    result = np.full((height, width, 3), LETTERBOX_LEVEL, np.uint8)
-    result[top : top + inner_height, left : left + inner_width] = resize_frame(
-        frame, (inner_height, inner_width)
-    )
+    place = letterbox_geometry(frame.shape[:2], size, placement="centre")
+    (rows, columns), top, left = place.resized, place.top, place.left
+    result = np.full((height, width, 3), place.fill, np.uint8)
+    result[top : top + rows, left : left + columns] = resize_frame(frame, (rows, columns))
     return result
 
 
@@ -294,11 +291,6 @@ def _natural(path: pathlib.Path) -> list[tuple[int, int | str]]:
 
 def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]}"
-
-
-def _one_line(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())
 
 
 def _to_rgb(image: np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from dynvid.files import part_file
+
 _INCREMENTAL, _DENSE, _SCENE = "#0072b2", "#999999", "#009e73"
 
 
@@ -18,6 +20,7 @@ def plot_report(
     seconds: Sequence[float],
     similarity: Sequence[float],
     dense_seconds: Sequence[float] | None = None,
+    frames_per_point: int = 1,
     title: str = "",
 ) -> None:
     """Plots work, time and scene similarity over the frames of a run, into a PNG file.
@@ -27,15 +30,16 @@ def plot_report(
     name when it is complete.
 
     Args:
-      path: the file to write.
-      mac_fraction: multiply-accumulates executed, as a fraction of the dense network's.
-      seconds: time of each frame, seconds.
-      similarity: share of each frame's pixels that did not change, in [0, 1].
-      dense_seconds: time of the dense network on the same frames, where it was measured.
-      title: a heading.
+      path: The file to write.
+      mac_fraction: Multiply-accumulates executed, as a fraction of the dense network's.
+      seconds: Time of each frame, seconds.
+      similarity: Share of each frame's pixels that did not change, in [0, 1].
+      dense_seconds: Time of the dense network on the same frames, where it was measured.
+      frames_per_point: How many frames each entry after the first is the mean of.
+      title: A heading.
 
     Raises:
-      ValueError: the series differ in length, or are empty.
+      ValueError: The series differ in length, or are empty.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +65,8 @@ def plot_report(
     figure = Figure(figsize=(9, 7.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     work_axes, time_axes, scene_axes = figure.subplots(3, 1, sharex=True)
-    frames = np.arange(count)
+    # The first frame is 0; the middle of the n frames from 1 on is (n + 1) / 2, and so on.
+    frames = np.maximum(0, frames_per_point * (np.arange(count) - 0.5) + 0.5)
     marker = "." if count < 30 else ""  # a lone point draws no line
     if title:
         figure.suptitle(title, fontsize=13)
@@ -120,12 +125,7 @@ def plot_report(
         # On the title's line, where it hides no part of a curve.
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderpad=0)
     scene_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    scene_axes.set_xlim(-0.5, max(count - 0.5, 0.5))
+    scene_axes.set_xlim(-0.5, max(frames_per_point * (count - 1) + 0.5, 0.5))
 
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        figure.savefig(temporary, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with part_file(path) as part:
+        figure.savefig(part, format="png")

@@ -1,5 +1,6 @@
 """Writing videos."""
 
+import contextlib
 import fractions
 import pathlib
 from typing import Any
@@ -9,6 +10,7 @@ import av.container
 import numpy as np
 from av.error import FFmpegError
 
+from dynvid.files import part_file
 from dynvid.video.reader import VideoError
 
 
@@ -20,11 +22,11 @@ class VideoWriter:
     the last row or column. Without any frame no file is written.
 
     Args:
-      path: the file to write, ending in `.mp4`; one of that name is replaced.
-      fps: frames per second.
+      path: The file to write, ending in `.mp4`; one of that name is replaced.
+      fps: Frames per second.
 
     Raises:
-      VideoError: the path cannot be written, or a frame is not like the first.
+      VideoError: The path cannot be written, or a frame is not like the first.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -38,18 +40,21 @@ class VideoWriter:
     def __init__(self, path: str | pathlib.Path, *, fps: float):
         self.path = pathlib.Path(path)
         if not fps > 0:
-            raise VideoError(f"fps must be greater than zero, got {fps}")
+            raise VideoError(f"fps must be greater than zero; got {fps}")
         if self.path.suffix.lower() != ".mp4":
             raise VideoError(f"cannot write {self.path}: its name must end in .mp4")
         if not self.path.parent.is_dir():
             raise VideoError(f"cannot write {self.path}: no folder {self.path.parent}")
         self._fps = fractions.Fraction(fps).limit_denominator(1001)
-        self._temporary = self.path.with_name(self.path.name + ".part")
+        self._exits = contextlib.ExitStack()
+        self._temporary: pathlib.Path | None = None
         self._container: av.container.OutputContainer | None = None
         self._stream: Any = None
         self._shape: tuple[int, ...] | None = None
 
     def __enter__(self) -> "VideoWriter":
+        self._temporary = self._exits.enter_context(part_file(self.path))
+        self._exits.push(self._finish)
         return self
 
     def write(self, frame: np.ndarray) -> None:
@@ -59,11 +64,11 @@ class VideoWriter:
           frame: `(H, W, 3)` uint8, RGB; the same size as those before.
 
         Raises:
-          VideoError: the frame is of another shape or dtype.
+          VideoError: The frame is of another shape or dtype.
         """
         frame = np.asarray(frame)
         if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
-            raise VideoError(f"frame must be (H, W, 3) uint8, got {frame.shape} {frame.dtype}")
+            raise VideoError(f"frame must be (H, W, 3) uint8; got {frame.shape} {frame.dtype}")
         if self._shape is None:
             self._open(frame.shape)
         elif frame.shape != self._shape:
@@ -73,17 +78,14 @@ class VideoWriter:
             frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         self._encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
 
-    def __exit__(self, kind, error, trace) -> None:
-        if self._container is None:
-            return
-        try:
+    def __exit__(self, *error: Any) -> None:
+        self._exits.__exit__(*error)
+
+    def _finish(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self._container is not None:
             if kind is None:
                 self._encode(None)
             self._container.close()
-            if kind is None:
-                self._temporary.replace(self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
 
     def _encode(self, picture: av.VideoFrame | None) -> None:
         """Writes what the encoder gives for a picture; None asks for what it still holds."""
@@ -96,6 +98,7 @@ class VideoWriter:
     def _open(self, shape: tuple[int, ...]) -> None:
         # The index goes to the front, so that a truncated copy can still be played.
         options = {"movflags": "faststart"}
+        assert self._temporary is not None, "a VideoWriter is a context manager"
         container = av.open(str(self._temporary), "w", format="mp4", options=options)
         stream: Any = container.add_stream("libx264", rate=self._fps)
         stream.height, stream.width = (side + side % 2 for side in shape[:2])
@@ -104,7 +107,5 @@ class VideoWriter:
         try:
             container.start_encoding()
         except FFmpegError as error:
-            if not self._temporary.is_dir():
-                self._temporary.unlink(missing_ok=True)
             raise VideoError(f"cannot write {self.path}: {error.strerror}") from None
         self._container, self._stream, self._shape = container, stream, shape

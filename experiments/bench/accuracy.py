@@ -14,7 +14,8 @@ from dynvid.metrics.average_precision import (
 )
 from dynvid.metrics.detection_counts import count_detections
 from dynvid.metrics.pseudo_ground_truth import GroundTruth
-from dynvid.models.detection import Detections, Head
+from dynvid.models.zoo import Head
+from dynvid.ops.boxes import Detections
 from dynvid.types import Params
 from experiments.bench.videos import Clip
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from dynvid.files import output_file
+
 
 def machine() -> dict[str, Any]:
     """The processor, its cores and jax's version."""
@@ -25,9 +27,5 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def write_json(path: pathlib.Path, figures: dict[str, Any]) -> None:
     """Writes figures, the whole file or nothing of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(figures, indent=1) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with output_file(path) as file:
+        file.write((json.dumps(figures, indent=1) + "\n").encode())

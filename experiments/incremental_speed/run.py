@@ -19,9 +19,9 @@ import numpy as np
 from rich.progress import track
 
 import dynvid
-from dynvid.models.detection import HEADS
 from dynvid.models.resnet import ResNet50
 from dynvid.models.vgg import VGG16
+from dynvid.models.zoo import HEADS
 from experiments.bench import console
 from experiments.bench.accuracy import Accuracy
 from experiments.bench.baselines import Onnx

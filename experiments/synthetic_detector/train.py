@@ -19,6 +19,7 @@ import optax
 import tyro
 
 from dynvid.data.synthetic import CLASS_NAMES, SceneFrame, render, synthetic_scene
+from dynvid.files import part_file
 from dynvid.models.synthetic_detector import (
     STRIDE,
     init_synthetic_detector,
@@ -132,17 +133,12 @@ def train(config: Config) -> dict[str, jax.Array]:
 def save(params: dict[str, jax.Array], path: pathlib.Path) -> None:
     """Writes the weights as float16, under a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                allow_pickle=False,
-                **{name: np.asarray(p, np.float16) for name, p in params.items()},
-            )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with part_file(path) as part, part.open("wb") as file:
+        np.savez(
+            file,
+            allow_pickle=False,
+            **{name: np.asarray(p, np.float16) for name, p in params.items()},
+        )
 
 
 def main(config: Config) -> None:

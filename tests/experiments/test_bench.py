@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from dynvid.models.detection import Detections
+from dynvid.ops.boxes import Detections
 from experiments.bench import cases, results
 from experiments.bench.accuracy import Accuracy, class_indices, drawn_truth
 from experiments.bench.videos import Clip, unit

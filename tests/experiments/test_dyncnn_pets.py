@@ -9,7 +9,7 @@ import pytest
 
 import dynvid
 from dynvid.incremental.tune import Trial
-from dynvid.models.detection import Detections
+from dynvid.ops.boxes import Detections
 from dynvid.ops.difference import changed_pixels
 from dynvid.systems.dyncnn import dyncnn
 from experiments.bench.accuracy import CLASSES, GroundTruth, judge, of_classes

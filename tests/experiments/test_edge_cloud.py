@@ -24,7 +24,7 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 
 import dynvid
-from dynvid.models.detection import Detections
+from dynvid.ops.boxes import Detections
 from dynvid.systems.ifmdc import Settings, ifmdc
 from experiments.ifmdc.edge_cloud import __main__ as command
 from experiments.ifmdc.edge_cloud import report

@@ -23,7 +23,8 @@ from dynvid.metrics.average_precision import (
     of_class,
     pad_boxes,
 )
-from dynvid.models.detection import HEADS, Detections
+from dynvid.models.zoo import HEADS
+from dynvid.ops.boxes import Detections
 from dynvid.weights.onnx import load_onnx
 from dynvid.weights.yolov5 import load_yolov5
 from tests.data import data_path
@@ -334,7 +335,7 @@ def pets(every):
 
 def persons(head, network, params, geometry, frames):
     """Every frame's persons, frame by frame as a camera gives them."""
-    run = jax.jit(head.on_frames(network, geometry))
+    run = jax.jit(head.preprocessing.on_frames(network))
     found = []
     for frame in frames:
         outputs = run(params, frame[None])
@@ -347,11 +348,11 @@ def test_yolox_finds_the_persons_of_pets_as_onnxruntime_does():
     path = data_path("weights/yolox_nano/yolox_nano.onnx")
     frames, boxes, present = pets(20)
     head = HEADS["yolox"]
-    geometry = head.letterbox(frames.shape[1:3])
+    geometry = head.preprocessing.letterbox(frames.shape[1:3])
     fn, params = load_onnx(path)
     result = average_precision(persons(head, fn, params, geometry, frames), boxes, present)
     session = onnxruntime.InferenceSession(path)
-    prepare = jax.jit(head.on_frames(lambda _, images: images, geometry))
+    prepare = jax.jit(head.preprocessing.on_frames(lambda _, images: images))
     images = np.asarray(prepare(None, frames)).transpose(0, 3, 1, 2)
     outputs = np.concatenate([session.run(None, {"images": i[None]})[0] for i in images])
     decoded = head.decode(None, jnp.asarray(outputs), size=(416, 416), score_threshold=0.01)
@@ -367,7 +368,7 @@ def test_yolov5_finds_the_persons_of_pets():
     fn, params = load_yolov5(data_path("weights/yolov5n/yolov5n.pt"))
     frames, boxes, present = pets(20)
     head = HEADS["yolov5"]
-    geometry = head.letterbox(frames.shape[1:3])
+    geometry = head.preprocessing.letterbox(frames.shape[1:3])
     assert geometry.network_size == geometry.resized == (480, 640)
     result = average_precision(persons(head, fn, params, geometry, frames), boxes, present)
     # Measured 0.862 on these 13 frames with 79 persons, 0.841 on all 250 with 1,544.

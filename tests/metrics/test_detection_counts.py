@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dynvid.metrics.average_precision import average_precision, of_class
 from dynvid.metrics.detection_counts import count_detections
-from dynvid.models.detection import Detections
+from dynvid.ops.boxes import Detections
 
 BOX = np.array([0.0, 0, 10, 10])
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dynvid.metrics.average_precision import average_precision_by_class, detection_agreement
 from dynvid.metrics.detection_counts import count_detections
 from dynvid.metrics.pseudo_ground_truth import pseudo_ground_truth
-from dynvid.models.detection import Detections
+from dynvid.ops.boxes import Detections
 
 
 def random_detections(seed, images=3, count=8, classes=4):

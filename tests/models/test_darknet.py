@@ -12,7 +12,8 @@ import dynvid
 from dynvid.graph.trace import trace
 from dynvid.incremental.plan import node_macs
 from dynvid.models.darknet import Section, Yolo, build_darknet, parse_cfg, yolov3_cfg
-from dynvid.models.detection import HEADS, decode_yolov3
+from dynvid.models.yolo_heads import decode_yolov3
+from dynvid.models.zoo import HEADS
 from dynvid.weights.darknet import load_darknet
 from tests.weights.test_darknet import outcome, weights_file
 

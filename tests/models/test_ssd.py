@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 import dynvid
-from dynvid.models import ssd
-from dynvid.models.detection import letterbox
+from dynvid.models import ssd, zoo
 from dynvid.models.ssd import SSD512, L2Norm, decode_ssd, prior_boxes, ssd_preprocess
+from dynvid.ops.letterbox import letterbox
 from tests.weights.test_onnx import Graph, runtime
 
 EPS = float(np.finfo(np.float32).eps)
@@ -156,13 +156,13 @@ def test_sources_shrink_from_64_to_1():
 
 
 def test_other_images_are_refused():
-    with pytest.raises(ValueError, match=r"\(N, 512, 512, 3\), got \(1, 300, 300, 3\)"):
+    with pytest.raises(ValueError, match=r"\(N, 512, 512, 3\); got \(1, 300, 300, 3\)"):
         jax.eval_shape(
             ssd512,
             SHAPES,
             jax.ShapeDtypeStruct((1, 300, 300, 3), "f4"),
         )
-    with pytest.raises(ValueError, match=r"\(streams, H, W, 3\), got \(4, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"\(streams, H, W, 3\); got \(4, 4, 3\)"):
         ssd_preprocess(jnp.zeros((4, 4, 3)))
 
 
@@ -393,15 +393,16 @@ def test_the_head_finds_a_box_in_a_stretched_frame():
     at = 64 * 64 * 4 + 6 * (32 * 9 + 21)  # fc7, row 9, column 21: the square of 76.8
     confidences = jnp.zeros((1, PRIORS, 21)).at[..., 0].set(20).at[0, at, 15].set(40)
     outputs = jnp.zeros((1, PRIORS, 4)), confidences
-    geometry = ssd.HEAD.letterbox((256, 1024))
+    head = zoo.HEADS["ssd"]
+    geometry = head.preprocessing.letterbox((256, 1024))
     assert geometry == letterbox((256, 1024), (512, 512), placement="stretch")
-    found = ssd.HEAD.decode(None, outputs, size=geometry.network_size, score_threshold=0.5)
+    found = head.decode(None, outputs, size=geometry.network_size, score_threshold=0.5)
     boxes = geometry.to_frame(found).boxes
     x, y = 21.5 * 16, 9.5 * 16
     edges = [(x - 38.4) * 2, (y - 38.4) / 2, (x + 38.4) * 2, (y + 38.4) / 2]
     np.testing.assert_allclose(boxes[0, 0], edges, rtol=8 * EPS)
     assert found.valid.sum() == 1
-    assert ssd.HEAD.class_names[int(found.classes[0, 0])] == "person"
+    assert head.class_names[int(found.classes[0, 0])] == "person"
     assert len(ssd.VOC_CLASSES) == len(set(ssd.VOC_CLASSES)) == 20
 
 

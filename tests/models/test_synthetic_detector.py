@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 import jax
@@ -7,15 +8,15 @@ import pytest
 
 from dynvid.data.synthetic import CLASS_NAMES, render, synthetic_scene
 from dynvid.models import synthetic_detector as module
-from dynvid.models.detection import intersection_over_union
 from dynvid.models.synthetic_detector import (
-    HEAD,
     SyntheticOutputs,
     decode_synthetic,
     init_synthetic_detector,
     load_synthetic_detector,
     synthetic_detector,
 )
+from dynvid.models.zoo import HEADS
+from dynvid.ops.boxes import intersection_over_union
 
 
 def outputs_with(peaks, *, shape=(2, 6, 8)) -> SyntheticOutputs:
@@ -84,14 +85,16 @@ def test_the_head_takes_frames_of_any_size():
     fn, params = load_synthetic_detector()
     scene = synthetic_scene(jax.random.key(2), size=(256, 256), objects=3, noise=0.0)
     frames = render(scene, 0).frame[None]
-    np.testing.assert_array_equal(HEAD.network_size((256, 256)), (256, 256))
+    head = HEADS["synthetic"]
+    np.testing.assert_array_equal(head.preprocessing.network_size((256, 256)), (256, 256))
     plain = decode_synthetic(fn(params, frames))
     for frame_size in ((256, 256), (243, 250)):
-        geometry = HEAD.letterbox(frame_size, network_size=(256, 256))
+        preprocessing = dataclasses.replace(head.preprocessing, size=(256, 256))
+        geometry = preprocessing.letterbox(frame_size)
         cut = frames[:, : frame_size[0], : frame_size[1]]
-        outputs = HEAD.on_frames(fn, geometry)(params, cut)
+        outputs = preprocessing.on_frames(fn)(params, cut)
         found = geometry.to_frame(
-            HEAD.decode(params, outputs, size=(256, 256), score_threshold=0.3, iou_threshold=0.5)
+            head.decode(params, outputs, size=(256, 256), score_threshold=0.3, iou_threshold=0.5)
         )
         assert int(found.valid.sum()) >= 2
         if frame_size == (256, 256):
@@ -124,7 +127,7 @@ def test_any_multiple_of_eight_and_both_kinds_of_frames(size):
 @pytest.mark.parametrize("shape", [(1, 60, 64, 3), (1, 64, 60, 3), (64, 64, 3), (1, 64, 64, 1)])
 def test_frames_that_do_not_fit_are_named(shape):
     fn, params = load_synthetic_detector()
-    message = rf"multiples of 8, got shape \({', '.join(map(str, shape))}\)"
+    message = rf"multiples of 8; got shape \({', '.join(map(str, shape))}\)"
     with pytest.raises(ValueError, match=message):
         fn(params, jnp.zeros(shape, jnp.uint8))
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynvid.models.detection import HEADS
 from dynvid.models.yolov5 import fold_yolov5, yolov5
+from dynvid.models.zoo import HEADS
 from dynvid.weights.yolov5 import load_yolov5
 from tests.data import data_path
 from tests.weights.test_onnx import ROI, Graph, runtime

@@ -54,9 +54,9 @@ def test_boxes_that_are_not_finite_or_far_away_are_left_out():
 
 
 def test_lengths_that_differ_are_named():
-    with pytest.raises(ValueError, match="labels must have one entry a box, got 1 of 2"):
+    with pytest.raises(ValueError, match="labels must have one entry a box; got 1 of 2"):
         draw_boxes(FRAME, BOXES, labels=["a"])
-    with pytest.raises(ValueError, match="classes must have one entry a box, got 3 of 2"):
+    with pytest.raises(ValueError, match="classes must have one entry a box; got 3 of 2"):
         draw_boxes(FRAME, BOXES, classes=[1, 2, 3])
 
 

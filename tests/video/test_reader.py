@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dynvid.ops.letterbox import letterbox
 from dynvid.video import reader
 from dynvid.video.reader import VideoError, VideoSource, VideoWarning, resize_frame
 from tests.data import data_path
@@ -292,8 +293,20 @@ def test_resize_and_letterbox(tmp_path):
     assert (tall[:, 12:] == 114).all()
 
 
+@pytest.mark.parametrize("frame_size", [(48, 64), (100, 37), (61, 97), (7, 90), (33, 20)])
+@pytest.mark.parametrize("size", [(100, 100), (41, 64), (20, 33)])
+def test_bars_are_where_boxes_are_looked_for(frame_size, size):
+    """A letterboxed frame and the geometry that brings boxes back to it are one thing."""
+    frame = resize_frame(flat(200, frame_size), size, letterbox=True)
+    place = letterbox(frame_size, size, placement="centre")
+    rows, columns = np.nonzero((frame == 200).all(-1))
+    assert (rows.min(), columns.min()) == (place.top, place.left)
+    extent = (rows.max() + 1 - place.top, columns.max() + 1 - place.left)
+    assert extent == place.resized
+
+
 def test_options_out_of_range():
-    with pytest.raises(VideoError, match="max_frames must be at least 1, got 0"):
+    with pytest.raises(VideoError, match="max_frames must be at least 1; got 0"):
         VideoSource("x", max_frames=0)
     with pytest.raises(VideoError, match="letterbox needs a size"):
         VideoSource("x", letterbox=True)

@@ -74,13 +74,13 @@ def test_bad_frames_and_paths_are_named(tmp_path):
     good = gradient((32, 32), 0)
     with pytest.raises(VideoError, match=r"\(16, 32, 3\) where those before have \(32, 32, 3\)"):
         write_all(path, good, good[:16])
-    with pytest.raises(VideoError, match=r"must be \(H, W, 3\) uint8, got \(4, 4, 3\) float64"):
+    with pytest.raises(VideoError, match=r"must be \(H, W, 3\) uint8; got \(4, 4, 3\) float64"):
         write_all(path, np.zeros((4, 4, 3)))
     with pytest.raises(VideoError, match="no folder"):
         VideoWriter(tmp_path / "nowhere" / "clip.mp4", fps=25)
     with pytest.raises(VideoError, match=r"must end in \.mp4"):
         VideoWriter(tmp_path / "clip.avi", fps=25)
-    with pytest.raises(VideoError, match="fps must be greater than zero, got 0"):
+    with pytest.raises(VideoError, match="fps must be greater than zero; got 0"):
         VideoWriter(path, fps=0)
     (tmp_path / "taken.mp4.part").mkdir()
     with pytest.raises(VideoError, match=r"cannot write .*taken.mp4: Is a directory"):

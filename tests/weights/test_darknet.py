@@ -12,7 +12,8 @@ import pytest
 from dynvid.data.mot import parse_mot
 from dynvid.metrics.average_precision import average_precision, of_class, pad_boxes
 from dynvid.models.darknet import build_darknet, parse_cfg
-from dynvid.models.detection import HEADS, Detections
+from dynvid.models.zoo import HEADS
+from dynvid.ops.boxes import Detections
 from dynvid.weights.darknet import load_darknet
 from tests.data import data_path
 

@@ -15,7 +15,9 @@ import dynvid
 from dynvid.metrics.average_precision import detection_agreement
 from dynvid.metrics.pseudo_ground_truth import GroundTruth, pseudo_ground_truth
 from dynvid.models import ssd
-from dynvid.models.detection import COCO_CLASSES, HEADS, Detections
+from dynvid.models.yolo_heads import COCO_CLASSES
+from dynvid.models.zoo import HEADS
+from dynvid.ops.boxes import Detections
 from dynvid.ops.difference import changed_pixels
 from dynvid.systems.dyncnn import dyncnn
 from dynvid.types import VideoFunction
@@ -184,8 +186,8 @@ def second_detector(clip: Clip) -> GroundTruth:
     """
     network, params = load_yolox_nano()
     head, shape = HEADS["yolox"], clip.frames[0].shape[1:3]
-    geometry = head.letterbox((shape[0], shape[1]))
-    network = head.on_frames(network, geometry)
+    geometry = head.preprocessing.letterbox((shape[0], shape[1]))
+    network = head.preprocessing.on_frames(network)
 
     @jax.jit
     def judge(frames: jax.Array) -> Detections:

@@ -19,7 +19,7 @@ from dynvid.incremental.execute import Runner
 from dynvid.incremental.plan import Plan
 from dynvid.incremental.state import State, interior
 from dynvid.incremental.transform import plan_for
-from dynvid.models.detection import Detections
+from dynvid.ops.boxes import Detections
 from dynvid.ops.difference import changed_pixels
 from dynvid.video.draw import draw_boxes, overlay_mask
 from experiments.bench import console

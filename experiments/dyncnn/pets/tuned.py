@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import dynvid
 from dynvid.incremental.tune import Trial, Tuning, tune
-from dynvid.models.detection import Detections
+from dynvid.ops.boxes import Detections
 from dynvid.types import VideoFunction
 from experiments.bench import console
 from experiments.bench.accuracy import drawn_truth, judge

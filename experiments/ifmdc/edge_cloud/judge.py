@@ -15,7 +15,8 @@ from dynvid.metrics.average_precision import (
     pad_boxes,
 )
 from dynvid.metrics.pseudo_ground_truth import pseudo_ground_truth
-from dynvid.models.detection import Detections, letterbox
+from dynvid.ops.boxes import Detections
+from dynvid.ops.letterbox import letterbox
 from dynvid.video.reader import VideoSource
 from experiments.ifmdc.edge_cloud.edge import Result
 from experiments.ifmdc.edge_cloud.network import SplitNetwork

@@ -1,5 +1,6 @@
 """The detectors and the videos that the command line knows by name."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -8,10 +9,9 @@ import jax
 import numpy as np
 
 from dynvid.data.synthetic import render, synthetic_scene
-from dynvid.models import synthetic_detector
-from dynvid.models.detection import HEADS, Head
 from dynvid.models.synthetic_detector import load_synthetic_detector
-from dynvid.runner import IOU_THRESHOLD
+from dynvid.models.zoo import HEADS, Head
+from dynvid.tasks.detection import IOU_THRESHOLD
 from dynvid.types import Params
 from dynvid.video.reader import VideoSource
 from dynvid.weights.darknet import load_darknet
@@ -58,7 +58,7 @@ def load(model: str | None, *, cut: str | None, size: tuple[int, int]) -> SplitN
     params: Params
     network: Any
     if model == "synthetic":
-        kind, head = "synthetic", synthetic_detector.HEAD
+        kind, head = "synthetic", HEADS["synthetic"]
         network, params = load_synthetic_detector()
     elif path.suffix == ".pt":
         kind, head = ".pt", HEADS["yolov5"]
@@ -82,7 +82,7 @@ def load(model: str | None, *, cut: str | None, size: tuple[int, int]) -> SplitN
 
     return split_network(
         path.stem if kind != "synthetic" else kind,
-        head.on_frames(network, head.letterbox(size, network_size=size)),
+        dataclasses.replace(head.preprocessing, size=size).on_frames(network),
         decode,
         params,
         cut=cut or CUTS[kind],

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 import dynvid
 from dynvid.graph.split import Features
 from dynvid.graph.trace import Value, trace
-from dynvid.models.detection import Detections
+from dynvid.ops.boxes import Detections
 from dynvid.types import Frames, Output, Params
 
 

@@ -11,7 +11,9 @@ from rich.progress import track
 
 import dynvid
 from dynvid.metrics.pseudo_ground_truth import GroundTruth
-from dynvid.models.detection import COCO_CLASSES, HEADS, Detections
+from dynvid.models.yolo_heads import COCO_CLASSES
+from dynvid.models.zoo import HEADS
+from dynvid.ops.boxes import Detections
 from dynvid.weights.darknet import load_darknet
 from experiments.bench import DATA, console
 from experiments.bench.accuracy import class_indices, drawn_truth, judge, of_classes

@@ -1,19 +1,12 @@
-"""Letterboxing, decoding and suppression against plain loops and known placements."""
+"""Suppression against plain loops."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynvid.models import detection
-from dynvid.models.detection import (
-    HEADS,
-    letterbox,
-    multilabel_non_maximum_suppression,
-    non_maximum_suppression,
-)
+from dynvid.ops.boxes import multilabel_non_maximum_suppression, non_maximum_suppression
 
 
 def overlap(a, b):
@@ -132,98 +125,3 @@ def test_shapes_that_do_not_belong_together_are_refused():
         non_maximum_suppression(jnp.zeros((1, 3, 4)), jnp.zeros((1, 2, 5)))
     with pytest.raises(ValueError, match=r"\(2, 3, 4\), \(1, 3, 5\)"):
         multilabel_non_maximum_suppression(jnp.zeros((2, 3, 4)), jnp.zeros((1, 3, 5)))
-    with pytest.raises(ValueError, match=r"must be \(B, 21, 5 \+ classes\)"):
-        detection.decode_yolox(jnp.zeros((1, 20, 85)), size=(32, 32))
-    with pytest.raises(ValueError, match="for 2 anchors a cell"):
-        detection.decode_yolov5([jnp.zeros((1, 2, 2, 85))], jnp.zeros((1, 2, 2)), size=(16, 16))
-
-
-def test_yolox_cell_is_decoded_where_it_lies():
-    size, strides = (64, 96), (8, 16, 32)
-    cells = [(h, w) for h, w in ((8, 12), (4, 6), (2, 3))]
-    outputs = np.zeros((1, sum(h * w for h, w in cells), 5 + 3), np.float32)
-    row, column = 2, 4  # of the middle level
-    outputs[0, 8 * 12 + row * 6 + column] = [0.25, 0.75, np.log(2), 0, 0.8, 0, 0.5, 0.1]
-    found = detection.decode_yolox(outputs, size=size, strides=strides, score_threshold=0.3)
-    assert found.valid.sum() == 1
-    x, y = (column + 0.25) * 16, (row + 0.75) * 16
-    # A few roundings of numbers below 96.
-    np.testing.assert_allclose(found.boxes[0, 0], [x - 16, y - 8, x + 16, y + 8], atol=1e-4)
-    assert found.classes[0, 0] == 1
-    np.testing.assert_allclose(found.scores[0, 0], 0.4, rtol=1e-6)
-
-
-def test_yolov5_cell_is_decoded_where_it_lies():
-    anchors = np.arange(1, 13, dtype=np.float32).reshape(2, 3, 2) * 4
-    outputs = [np.full((1, 6, 8, 3 * 7), -20.0, np.float32),
-               np.full((1, 3, 4, 3 * 7), -20.0, np.float32)]  # fmt: skip
-
-    def logit(p):
-        return np.log(p / (1 - p))
-
-    cell = [logit(0.5), logit(0.25), logit(0.5), logit(0.75), 20.0, -20.0, 20.0]
-    outputs[1][0, 2, 1, 7:14] = cell
-    found = detection.decode_yolov5(outputs, jnp.asarray(anchors), size=(48, 64))
-    assert found.valid.sum() == 1
-    x, y = (2 * 0.5 - 0.5 + 1) * 16, (2 * 0.25 - 0.5 + 2) * 16
-    w, h = anchors[1, 1] * [1, 1.5**2]
-    np.testing.assert_allclose(
-        found.boxes[0, 0], [x - w / 2, y - h / 2, x + w / 2, y + h / 2], atol=1e-4
-    )
-    assert found.classes[0, 0] == 1
-
-
-@pytest.mark.parametrize("placement", ["top_left", "centre", "stretch"])
-@pytest.mark.parametrize("frame_size", [(30, 40), (40, 30), (64, 48), (7, 90)])
-def test_boxes_come_back_to_the_frame(placement, frame_size):
-    geometry = letterbox(frame_size, (48, 64), placement=placement)
-    frames = np.zeros((1, *frame_size, 1), np.uint8)
-    top, left = frame_size[0] // 3, frame_size[1] // 3
-    bottom, right = 2 * frame_size[0] // 3 + 1, 2 * frame_size[1] // 3 + 1
-    frames[:, top:bottom, left:right] = 255
-    image = np.asarray(geometry.to_network(frames))[0, :, :, 0]
-    assert image.shape == (48, 64)
-    content = np.zeros((48, 64), bool)
-    rows, columns = geometry.resized
-    content[geometry.top : geometry.top + rows, geometry.left : geometry.left + columns] = True
-    assert (image[~content] == 114).all()
-    ys, xs = np.nonzero(np.where(content, image, 0) >= 127)
-    box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-    found = detection.Detections(
-        jnp.array([[box]], jnp.float32), jnp.ones((1, 1)), jnp.zeros((1, 1), int),
-        jnp.ones((1, 1), bool),
-    )  # fmt: skip
-    back = geometry.to_frame(found).boxes[0, 0]
-    # Edges of the thresholded copy lie within half a pixel of the network's input.
-    scale = np.array([frame_size[1] / columns, frame_size[0] / rows] * 2)
-    assert (np.abs(back - np.array([left, top, right, bottom])) <= 0.5 * scale + 1e-3).all()
-
-
-def test_equal_sizes_leave_the_frame_alone():
-    frames = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(1, 2, 3, 3)
-    image = letterbox((2, 3), (2, 3)).to_network(frames)
-    np.testing.assert_array_equal(image, frames)
-    names = {
-        e.primitive.name for e in jax.make_jaxpr(letterbox((2, 3), (2, 3)).to_network)(frames).eqns
-    }
-    assert names == {"convert_element_type"}
-
-
-def test_heads_give_what_their_networks_expect():
-    frames = jnp.full((1, 4, 8, 3), jnp.array([255, 0, 51], jnp.uint8))
-    geometry = HEADS["yolov5"].letterbox((4, 8), network_size=(8, 8))
-    image = HEADS["yolov5"].on_frames(lambda _, x: x, geometry)(None, frames)
-    # Scaling by 1 / 255 rounds once.
-    np.testing.assert_allclose(image[0, 2, 0], [1, 0, 0.2], rtol=2e-7)
-    np.testing.assert_allclose(image[0, 1, 0], [114 / 255] * 3, rtol=2e-7)
-    image = HEADS["yolox"].on_frames(lambda _, x: x, letterbox((4, 8), (8, 8)))(None, frames)
-    np.testing.assert_array_equal(image[0, 0, 0], [51, 0, 255])
-    np.testing.assert_array_equal(image[0, 4, 0], [114] * 3)
-    assert len(detection.COCO_CLASSES) == len(set(detection.COCO_CLASSES)) == 80
-
-
-def test_frames_of_another_size_are_refused():
-    with pytest.raises(ValueError, match=r"\(streams, 4, 8, C\), got \(1, 4, 9, 3\)"):
-        letterbox((4, 8), (8, 8)).to_network(jnp.zeros((1, 4, 9, 3)))
-    with pytest.raises(ValueError, match="must be positive"):
-        letterbox((0, 8), (8, 8))

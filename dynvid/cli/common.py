@@ -1,0 +1,245 @@
+"""What commands share: options, sources, progress, warnings."""
+
+import contextlib
+import math
+import pathlib
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Protocol
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dynvid.data.synthetic import render, synthetic_scene
+from dynvid.errors import UsageError, reason
+from dynvid.measures import Measures
+from dynvid.models.zoo import HEADS, PIXELS, TASKS
+from dynvid.video.reader import VideoSource, VideoWarning
+
+FPS = 25.0
+"""Frames per second of what is written, where the source does not say."""
+
+
+def option(text: str, *, default: str, metavar: str | None = None) -> Any:
+    """Help for an option, with its default in words."""
+    return tyro.conf.arg(help=text, metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+SourceArgument = Annotated[
+    tyro.conf.Positional[str | None],
+    option(
+        "A video file, a folder of images, one image, a camera ('0' is the first) or a stream "
+        "(rtsp://, http://).",
+        metavar="[SOURCE]",
+        default="a synthetic scene of 100 frames, seen by a fixed camera",
+    ),
+]
+ModelOption = Annotated[
+    pathlib.Path | None,
+    option(
+        "The network: .onnx, .pt (YOLOv5), .cfg (Darknet, its .weights beside it) or .caffemodel "
+        "(SSD512).",
+        metavar="PATH",
+        default="the detector of discs, squares and triangles that comes with the package",
+    ),
+]
+TaskOption = Annotated[
+    str | None,
+    option(
+        f"What the network is for: {', '.join(TASKS)}.",
+        metavar="NAME",
+        default="told from the model's outputs",
+    ),
+]
+HeadOption = Annotated[
+    str | None,
+    option(
+        "How frames go into a detector and boxes come out: " + ", ".join(sorted(HEADS)) + ".",
+        metavar="NAME",
+        default="told from the model",
+    ),
+]
+PixelsOption = Annotated[
+    str | None,
+    option(
+        "What the network takes for pixels, if it is no detector: " + ", ".join(PIXELS) + " (less "
+        "the mean of ImageNet and in its deviations; 0 to 1; 0 to 255).",
+        metavar="NAME",
+        default="imagenet",
+    ),
+]
+ClassesOption = Annotated[
+    pathlib.Path | None,
+    option(
+        "A text file with the name of a class a line, in the order of the network's outputs.",
+        metavar="PATH",
+        default="what the model's family has, else numbers",
+    ),
+]
+MaxFramesOption = Annotated[
+    int | None,
+    option("Stop after this many frames.", metavar="N", default="all there are"),
+]
+
+
+class Source(Protocol):
+    """Frames `(H, W, 3)` uint8 of one size, and what is known of them."""
+
+    name: str
+    size: tuple[int, int]
+    fps: float | None
+    length: int | None
+
+    def __iter__(self) -> Iterator[np.ndarray]: ...
+
+
+class SyntheticSource:
+    """The embedded default: objects that cross the view of a fixed camera."""
+
+    name = "synthetic"
+    size: tuple[int, int] = (480, 640)
+    fps: float | None = FPS
+
+    def __init__(self, *, max_frames: int | None):
+        self.length: int | None = 100 if max_frames is None else max_frames
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        scene = synthetic_scene(
+            jax.random.key(4), size=self.size, objects=8, object_size=(24.0, 56.0)
+        )
+        for t in range(self.length or 0):
+            yield np.asarray(render(scene, t).frame)
+
+
+def open_source(source: str | None, *, max_frames: int | None) -> Source:
+    """The video that was asked for, or the synthetic scene.
+
+    Raises:
+      VideoError: Nothing can be read from it.
+    """
+    if source is None:
+        return SyntheticSource(max_frames=max_frames)
+    return VideoSource(source, max_frames=max_frames)
+
+
+def read_class_names(path: pathlib.Path | None) -> tuple[str, ...] | None:
+    """The names in a text file, one a line; None where there is no file.
+
+    Raises:
+      UsageError: The file cannot be read, or has no names.
+    """
+    if path is None:
+        return None
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the names of classes in {path}: {reason(error)}") from error
+    if not any(names):
+        raise UsageError(f"cannot read the names of classes in {path}: there are none")
+    return names
+
+
+def source_name(source: str) -> str:
+    """A folder's name for a source.
+
+    >>> source_name("../street 1.mp4"), source_name("rtsp://host:554/door"), source_name("0")
+    ('street_1', 'door', 'camera0')
+    """
+    if re.fullmatch(r"\d{1,3}|<video\d{1,3}>", source):
+        return f"camera{source.strip('<>').removeprefix('video')}"
+    path = pathlib.Path(source if "://" in source else pathlib.Path(source).resolve())
+    name = path.name if path.is_dir() else path.stem
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "video"
+
+
+def check_number(name: str, value: float, *, most: float = math.inf) -> None:
+    """Checks that a number is at least 0 and finite.
+
+    Raises:
+      UsageError: It is not, or greater than `most`.
+    """
+    if not 0 <= value <= most or math.isinf(value):
+        limits = "at least 0" if math.isinf(most) else f"between 0 and {most:g}"
+        raise UsageError(f"{name} must be {limits}; got {value:g}")
+
+
+def check_count(name: str, value: int | None, *, least: int = 1) -> None:
+    """Checks that a count, where it is given, is large enough.
+
+    Raises:
+      UsageError: It is not.
+    """
+    if value is not None and value < least:
+        raise UsageError(f"{name} must be at least {least}; got {value}")
+
+
+def size_text(size: Sequence[int]) -> str:
+    """`(height, width)` as people write it.
+
+    >>> size_text((576, 768))
+    '768x576'
+    """
+    return f"{size[1]}x{size[0]}"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as people write it.
+
+    >>> shape_text((1, 32, 32, 4))
+    '1x32x32x4'
+    """
+    return "x".join(map(str, shape))
+
+
+def warn(message: str) -> None:
+    """Tells the user what should be known, in one line."""
+    print(f"dynvid: warning: {message}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def recorded_warnings() -> Iterator[list[str]]:
+    """Prints what a source has to say of itself in one line each, and collects it."""
+    messages: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", VideoWarning)
+        show = warnings.showwarning
+
+        def record(message, category, *arguments, **options):
+            if not issubclass(category, VideoWarning):
+                return show(message, category, *arguments, **options)
+            messages.append(str(message))
+            warn(str(message))
+
+        warnings.showwarning = record
+        yield messages
+
+
+@contextlib.contextmanager
+def progress(length: int | None) -> Iterator[Callable[[Measures], None]]:
+    """A progress bar on the terminal; yields what takes each frame's measures."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("frames", total=length, figures="")
+
+        def advance(measures: Measures) -> None:
+            figures = f"{measures.mac_fraction:.0%} of MACs"
+            if not math.isnan(measures.seconds):
+                figures += f", {1e3 * measures.seconds:.1f} ms"
+            bar.update(task, advance=1, figures=figures)
+
+        yield advance

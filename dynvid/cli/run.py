@@ -1,0 +1,319 @@
+"""`dynvid run`: a network on a video, computing only what changed."""
+
+import collections
+import contextlib
+import itertools
+import json
+import math
+import pathlib
+import platform
+import warnings
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import dynvid
+from dynvid.cli.common import (
+    FPS,
+    ClassesOption,
+    HeadOption,
+    MaxFramesOption,
+    ModelOption,
+    PixelsOption,
+    SourceArgument,
+    TaskOption,
+    check_count,
+    check_number,
+    open_source,
+    option,
+    progress,
+    read_class_names,
+    recorded_warnings,
+    size_text,
+    source_name,
+    warn,
+)
+from dynvid.cli.settings import choose_system, parse_options, read_settings
+from dynvid.errors import UsageError, one_line
+from dynvid.files import output_folder
+from dynvid.measures import RunMeasures
+from dynvid.models.zoo import Model, load_model
+from dynvid.runner import run_video
+from dynvid.systems.registry import SYSTEMS, System
+from dynvid.types import VideoFunction
+from dynvid.video.draw import annotate_frame
+from dynvid.video.report import plot_report
+from dynvid.video.writer import VideoWriter
+
+_SHOWN_FRAMES = 1000  # in the running chart below a frame; more than any width has room for
+
+
+def run(
+    source: SourceArgument = None,
+    *,
+    model: ModelOption = None,
+    task: TaskOption = None,
+    head: HeadOption = None,
+    pixels: PixelsOption = None,
+    classes: ClassesOption = None,
+    system: Annotated[
+        str | None,
+        option(
+            "How work is saved. "
+            + "; ".join(f"{name}: {entry.summary}" for name, entry in SYSTEMS.items())
+            + ".",
+            metavar="NAME",
+            default="incremental",
+        ),
+    ] = None,
+    settings: Annotated[
+        pathlib.Path | None,
+        option(
+            "A settings file, such as dynvid tune writes. Options given one by one win over it.",
+            metavar="FILE",
+            default="none",
+        ),
+    ] = None,
+    options: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            name="set",
+            help="Options of the system, such as partition=pixel for dyncnn or at=model.4 for "
+            "ifmdc; a name that it does not know is answered with those that it does.",
+            metavar="NAME=VALUE",
+            help_behavior_hint="(default: what a settings file says, else the system's own)",
+        ),
+    ] = (),
+    threshold: Annotated[
+        float | None,
+        option(
+            "How much a pixel must differ from the one that the caches were computed from to count "
+            "as changed, in grey levels of 0..255. 0 recomputes all that differs at all.",
+            metavar="LEVELS",
+            default="15; dyncnn: 20; ifmdc: 0",
+        ),
+    ] = None,
+    truncation: Annotated[
+        float | None,
+        option(
+            "A value that was computed again replaces the kept one only where it moved by at least "
+            "this much, in units of its layer's root mean square on the first frame. 0 is exact; "
+            "more saves more.",
+            metavar="RMS",
+            default="0.5; ifmdc: 0",
+        ),
+    ] = None,
+    max_frames: MaxFramesOption = None,
+    compare_dense: Annotated[
+        bool,
+        option(
+            "Also run the whole network on every frame, in turns, and report the speed-up, the "
+            "difference in the outputs and how far the results agree. Takes longer.",
+            default="off",
+        ),
+    ] = False,
+    out: Annotated[
+        pathlib.Path | None,
+        option(
+            "The folder to write into; made if missing. Results of an earlier run are replaced.",
+            metavar="DIR",
+            default="runs/ and the source's name",
+        ),
+    ] = None,
+) -> int:
+    """Run a network on a video, computing only what changed: detect objects, label pixels, ...
+
+    Writes annotated.mp4 (results, the mask of changed pixels, the work of every frame), report.png
+    (work, time and similarity of every frame) and report.json (the same in numbers).
+
+    Try:
+
+    dynvid run
+
+    dynvid run street.mp4 --model yolox_nano.onnx --compare-dense
+
+    dynvid run street.mp4 --model yolov5n.pt --settings tuned.json
+
+    dynvid run drive.mp4 --model deeplab.onnx --task segmentation --classes cityscapes.txt
+
+    dynvid run street.mp4 --model yolov5n.pt --system ifmdc --set at=model.4 levels=33
+
+    dynvid run rtsp://camera/1 --model yolov5n.pt --max-frames 500 --out runs/door
+    """
+    if threshold is not None:
+        check_number("--threshold", threshold, most=255)
+    if truncation is not None:
+        check_number("--truncation", truncation)
+    check_count("--max-frames", max_frames)
+    file = None if settings is None else read_settings(settings)
+    names = read_class_names(classes)
+    video = open_source(source, max_frames=max_frames)
+    loaded = load_model(
+        model,
+        frame_size=video.size,
+        task=task or (file.task if file is not None and head is None else None),
+        head=head,
+        pixels=pixels,
+        class_names=names,
+    )
+    if file is not None:
+        file.check_model(loaded)
+    chosen, given = choose_system(
+        system,
+        file,
+        parse_options(options) | _given(threshold=threshold, truncation=truncation),
+        task=loaded.task.name,
+    )
+    out = pathlib.Path("runs", source_name(video.name)) if out is None else out
+
+    console = Console(highlight=False)
+    by = "" if chosen.name == "incremental" else f" by {chosen.name}"
+    console.print(
+        f"{video.name}, {size_text(video.size)}; {loaded.name} ({loaded.kind}){by} at "
+        f"{size_text(loaded.network_size(video.size))}; compiling ...",
+        soft_wrap=True,
+    )
+    measures = RunMeasures()
+    work: collections.deque[float] = collections.deque(maxlen=_SHOWN_FRAMES)
+    interrupted = False
+    with output_folder(out) as folder, recorded_warnings() as messages:
+        if file is not None and (doubt := file.doubt(video.size)):
+            warn(doubt)
+            messages.append(doubt)
+        with contextlib.closing(iter(video)) as frames:  # type: ignore[type-var]
+            first = list(itertools.islice(frames, chosen.calibration_frames))
+            results = run_video(
+                loaded.task,
+                _build(chosen, given, loaded, first),
+                itertools.chain(first, frames),
+                params=loaded.params,
+                dense=loaded.on_frames if compare_dense else None,
+            )
+            with VideoWriter(folder / "annotated.mp4", fps=video.fps or FPS) as writer:
+                try:
+                    with contextlib.closing(results), progress(video.length) as advance:  # type: ignore[type-var]
+                        for result in results:
+                            work.append(result.measures.mac_fraction)
+                            picture = annotate_frame(
+                                loaded.task.draw(result.frame, result.result),
+                                changed=result.changed,
+                                work=list(work),
+                            )
+                            writer.write(picture)
+                            measures.add(result.measures)
+                            advance(result.measures)
+                except KeyboardInterrupt:
+                    if not measures.frames:
+                        raise
+                    interrupted = True
+        report = measures.summary(agreement=_agreement_key(loaded)) | {
+            "source": video.name,
+            "frame_size": list(video.size),
+            "model": loaded.name,
+            "task": loaded.task.name,
+            "head": loaded.head,
+            "network_size": list(loaded.network_size(video.size)),
+            "system": chosen.name,
+            "options": given,
+            **{name: given[name] for name in ("threshold", "truncation") if name in given},
+            "device": f"{jax.devices()[0].device_kind}, {platform.machine()}",
+            "jax": jax.__version__,
+            "dynvid": dynvid.__version__,
+            "interrupted": interrupted,
+            "warnings": messages,
+            "medians_of": measures.median_of,
+            "frames_per_point": measures.frames_per_point,
+            "per_frame": _per_frame(measures),
+        }
+        (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        _plot(folder / "report.png", measures, title=f"{video.name}: {loaded.name}")
+    console.print(_summary(report, loaded))
+    console.print(f"annotated.mp4, report.png and report.json are in {out}", soft_wrap=True)
+    return 130 if interrupted else 0
+
+
+def _given(**flags: float | None) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _build(
+    system: System, options: dict[str, Any], model: Model, first: Iterable[np.ndarray]
+) -> VideoFunction:
+    """The system on a model, traced on the first frame: what does not fit is told before any work.
+
+    Raises:
+      UsageError: They do not fit.
+    """
+    frames = [jnp.asarray(frame)[None] for frame in first]
+    try:
+        video_function = system.build(model.on_frames, model.params, frames, **options)
+        jax.eval_shape(video_function.init, model.params, frames[0])
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--system {system.name}: {one_line(error)}") from error
+    return video_function
+
+
+def _agreement_key(model: Model) -> str:
+    return f"{model.task.name.replace('-', '_')}_agreement"
+
+
+def _per_frame(measures: RunMeasures) -> dict[str, list[float | None]]:
+    """Every series that was measured, by name, with None for what is missing in it."""
+    series = {
+        name: [None if math.isnan(value) else value for value in values]
+        for name, values in measures.series().items()
+    }
+    return {name: values for name, values in series.items() if any(v is not None for v in values)}
+
+
+def _plot(path: pathlib.Path, measures: RunMeasures, *, title: str) -> None:
+    series = measures.series()
+    compared = not all(math.isnan(value) for value in series["dense_seconds"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a single frame has no times at all
+        plot_report(
+            path,
+            mac_fraction=[float("nan"), *series["mac_fraction"][1:]],  # the first frame is dense
+            seconds=series["seconds"],
+            similarity=series["similarity"],
+            dense_seconds=series["dense_seconds"] if compared else None,
+            frames_per_point=measures.frames_per_point,
+            title=title,
+        )
+
+
+def _summary(report: dict[str, Any], model: Model) -> Table:
+    """What the report says, for people."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+
+    def row(key: str, text: str, note: str = "") -> None:
+        if report.get(key) is not None:
+            table.add_row(text.format(report[key]), note)
+
+    row("frames", "{} frames")
+    row("mac_fraction", "{:.1%} of the multiply-accumulates", "mean over all but the first frame")
+    row("scene_similarity", "{:.2%} of the pixels unchanged")
+    if report["seconds_per_frame"] is not None:
+        table.add_row(f"{1e3 * report['seconds_per_frame']:.1f} ms a frame", "median, network only")
+    if report.get("speedup") is not None:
+        table.add_row(f"{1e3 * report['dense_seconds_per_frame']:.1f} ms a frame densely", "median")
+        row("speedup", "{:.2f} times as fast")
+        row("fraction_of_ideal", "{:.0%} of the ideal", "speed-up times share of work")
+        row(
+            _agreement_key(model),
+            "{:.3f} agreement of " + model.task.results,
+            model.task.agreement,
+        )
+        if (largest := report["max_abs_output_at_reference"]) is not None:
+            note = f"from dense on the reference frames, largest output {largest:.3g}"
+            if report["system"] == "incremental":  # others differ from dense for other reasons
+                exact = report["truncation"] == 0
+                note += "; rounding only" if exact else "; what --truncation allows"
+            row("max_abs_difference_at_reference", "{:.2g} largest difference in raw outputs", note)
+    return table

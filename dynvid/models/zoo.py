@@ -1,0 +1,414 @@
+"""What `--model` takes: files of weights and the shipped detector, and what they are run for."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dynvid.errors import UsageError, one_line
+from dynvid.models import ssd, synthetic_detector
+from dynvid.models.ssd import VOC_CLASSES, decode_ssd
+from dynvid.models.synthetic_detector import (
+    CLASS_NAMES,
+    SyntheticOutputs,
+    decode_synthetic,
+    load_synthetic_detector,
+)
+from dynvid.models.yolo_heads import COCO_CLASSES, decode_yolov3, decode_yolov5, decode_yolox
+from dynvid.ops.boxes import Detections
+from dynvid.tasks import ActionRecognition, Detection, Segmentation, Task
+from dynvid.tasks.preprocessing import Preprocessing
+from dynvid.types import Frames, Output, Params
+from dynvid.weights.caffe import load_ssd512
+from dynvid.weights.darknet import load_darknet
+from dynvid.weights.onnx import load_onnx
+from dynvid.weights.yolov5 import load_yolov5
+
+TASKS = (Detection.name, Segmentation.name, ActionRecognition.name)
+"""The tasks by name."""
+
+
+class Head(NamedTuple):
+    """What there is to know about a family of detectors.
+
+    Attributes:
+      class_names: The name of each class index.
+      decode: `decode(params, outputs, *, size, score_threshold, iou_threshold) -> Detections`, in
+        pixels of the network's input of (height, width) `size`.
+      preprocessing: How frames become the network's input.
+    """
+
+    class_names: tuple[str, ...]
+    decode: Callable[..., Detections]
+    preprocessing: Preprocessing
+
+
+def _yolox(params: Params, outputs: Output, **options) -> Detections:
+    return decode_yolox(outputs, **options)
+
+
+def _yolov5(params: Params, outputs: Output, **options) -> Detections:
+    return decode_yolov5(outputs, params["anchors"], **options)
+
+
+def _yolov3(params: Params, outputs: Output, **options) -> Detections:
+    return decode_yolov3(outputs, params["anchors"], scale_x_y=params["scale_x_y"], **options)
+
+
+def _ssd(params: Params, outputs: Output, **options) -> Detections:
+    return decode_ssd(*outputs, **options)
+
+
+def _synthetic(
+    params: Params,
+    outputs: SyntheticOutputs,
+    *,
+    size: tuple[int, int],
+    score_threshold: float,
+    iou_threshold: float,
+) -> Detections:
+    return decode_synthetic(outputs, score_threshold=score_threshold, iou_threshold=iou_threshold)
+
+
+HEADS: dict[str, Head] = {
+    "yolox": Head(
+        COCO_CLASSES,
+        _yolox,
+        Preprocessing(
+            placement="top_left", channel_order="bgr", white=255, longest_side=416, square=True
+        ),
+    ),
+    "yolov5": Head(COCO_CLASSES, _yolov5, Preprocessing(placement="centre", white=1)),
+    "yolov3": Head(
+        COCO_CLASSES,
+        _yolov3,
+        Preprocessing(
+            placement="centre",
+            white=1,
+            fill=127.5,  # Darknet pads with 0.5 of 1
+            longest_side=416,
+            square=True,
+        ),
+    ),
+    "ssd": Head(
+        VOC_CLASSES,
+        _ssd,
+        Preprocessing(
+            placement="stretch",
+            channel_order="bgr",
+            white=255,
+            mean=ssd.MEAN,
+            longest_side=ssd.SIZE,
+            square=True,
+        ),
+    ),
+    "synthetic": Head(
+        CLASS_NAMES,
+        _synthetic,
+        Preprocessing(
+            placement="top_left",
+            white=1,
+            longest_side=256,
+            multiple=synthetic_detector.STRIDE,
+        ),
+    ),
+}
+"""The detector families by name."""
+
+PIXELS: dict[str, Preprocessing] = {
+    "imagenet": Preprocessing(
+        placement="stretch",
+        white=1,
+        mean=(0.485, 0.456, 0.406),
+        deviation=(0.229, 0.224, 0.225),
+    ),
+    "unit": Preprocessing(placement="stretch", white=1),
+    "bytes": Preprocessing(placement="stretch", white=255),
+}
+"""What networks without a head of their own may take for pixels (RGB), by name.
+
+"imagenet": 0 to 1, less the mean of ImageNet and in its standard deviations; "unit": 0 to 1;
+"bytes": 0 to 255.
+"""
+
+_HEAD_OF_SUFFIX = {".pt": "yolov5", ".caffemodel": "ssd", ".cfg": "yolov3"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A network with all that it takes to run it on frames of any size.
+
+    Attributes:
+      name: For reports.
+      network: `network(params, images)`, what `load_onnx` or `load_yolov5` gives.
+      params: Its weights.
+      task: What it is run for: how frames go in and results come out.
+      head: The name of its head where it is a detector, for reports.
+      digest: SHA-256 of its files, None of the shipped detector.
+    """
+
+    name: str
+    network: Callable[[Params, jax.Array], Output]
+    params: Params
+    task: Task
+    head: str | None = None
+    digest: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """What it is, in two words."""
+        return self.task.name if self.head is None else f"{self.head} head"
+
+    def on_frames(self, params: Params, frames: Frames) -> Output:
+        """The network's raw outputs for a camera's frames, `(S, H, W, 3)` uint8 RGB."""
+        return self.task.preprocess(self.network)(params, frames)
+
+    def network_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) of the network's input for frames of a size."""
+        return self.task.preprocessing.network_size(frame_size)
+
+    def check(self, frame_size: tuple[int, int]) -> None:
+        """Traces the network and its task on frames of a size, without computing anything.
+
+        Raises:
+          UsageError: They do not fit each other, or not the frames.
+        """
+        frames = jax.ShapeDtypeStruct((1, *frame_size, 3), jnp.uint8)
+        try:
+            outputs = jax.eval_shape(self.on_frames, self.params, frames)
+        except (ValueError, TypeError) as error:
+            raise UsageError(
+                f"{self.name} cannot run on frames of {frame_size[1]}x{frame_size[0]}: "
+                f"{one_line(error)}"
+            ) from error
+        try:
+            jax.eval_shape(
+                lambda params, outputs: self.task.decode(params, outputs, frame_size=frame_size),
+                self.params,
+                outputs,
+            )
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            what = f"the {self.head} head" if self.head else self.task.name
+            raise UsageError(
+                f"{what} does not fit {self.name}, whose outputs have shape {_shapes(outputs)}"
+            ) from error
+
+
+def load_model(
+    path: pathlib.Path | None,
+    *,
+    frame_size: tuple[int, int],
+    task: str | None = None,
+    head: str | None = None,
+    pixels: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Model:
+    """Loads a network, and tells from it what it is for unless that is given.
+
+    Files of YOLOv5 (.pt), Darknet (.cfg, its .weights beside it) and SSD512 (.caffemodel) are
+    detectors. An .onnx file is one where its outputs are those of YOLOX; else it is one of
+    segmentation where it has one output of four axes, and one of action recognition where it has
+    one of two.
+
+    Args:
+      path: The file; None takes the detector that comes with the package.
+      frame_size: (height, width) of the frames it is to run on.
+      task: One of `TASKS`; told from the model where None.
+      head: One of `HEADS`, for detectors; told from the model where None.
+      pixels: One of `PIXELS`, for the other tasks; "imagenet" where None.
+      class_names: The name of each class index, in place of the head's.
+
+    Returns:
+      The model, which fits the frames.
+
+    Raises:
+      UsageError: The file cannot be read, or what is asked for does not fit it; one line says why.
+
+    >>> load_model(None, frame_size=(480, 640)).kind
+    'synthetic head'
+    """
+    _check_names(task, head, pixels)
+    if path is None:
+        network, params = load_synthetic_detector()
+        # It knows objects by their size in pixels: frames keep theirs, rounded up to whole cells.
+        multiple = synthetic_detector.STRIDE
+        height, width = (-(-side // multiple) * multiple for side in frame_size)
+        file = _File("shipped detector", network, params, (height, width), "synthetic")
+    else:
+        file = _read(path)
+    model = _fit(file, frame_size, task, head, pixels)
+    if class_names is not None:
+        named: Any = model.task
+        model = dataclasses.replace(
+            model, task=dataclasses.replace(named, class_names=tuple(class_names))
+        )
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """What was read: a network, its weights, and what the file itself says of them."""
+
+    name: str
+    network: Any
+    params: Params
+    size: tuple[int, int] | None
+    head: str | None  # where there is only one that it can have
+    digest: str | None = None
+
+
+def _check_names(task: str | None, head: str | None, pixels: str | None) -> None:
+    for name, value, known in (
+        ("--task", task, TASKS),
+        ("--head", head, HEADS),
+        ("--pixels", pixels, PIXELS),
+    ):
+        if value is not None and value not in known:
+            raise UsageError(f"{name} must be one of {', '.join(sorted(known))}; got {value!r}")
+    if head is not None and task not in (None, Detection.name):
+        raise UsageError(f"--head is for detectors; got it with --task {task}")
+    if pixels is not None and (head is not None or task == Detection.name):
+        raise UsageError("--pixels is for models that are no detectors: a head knows its own")
+
+
+def _read(path: pathlib.Path) -> _File:
+    if not path.is_file():
+        raise UsageError(f"cannot read the model {path}: no such file")
+    size, files = None, [path]
+    try:
+        if path.suffix == ".onnx":
+            network, params = load_onnx(path)
+            height, width = network.frame_shape[:2]
+            if height is not None and width is not None:
+                size = (height, width)
+        elif path.suffix == ".pt":
+            network, params = load_yolov5(path)
+        elif path.suffix == ".caffemodel":
+            network, params = load_ssd512(path)
+            size = (ssd.SIZE, ssd.SIZE)
+        elif path.suffix == ".cfg":
+            files.append(path.with_suffix(".weights"))
+            network, params = load_darknet(path, weights=files[1])
+            size = network.size
+        else:
+            raise UsageError(
+                f"cannot read the model {path}: expected a .onnx, .pt, .cfg or .caffemodel file"
+            )
+        digest = hashlib.sha256()
+        for name in files:
+            digest.update(name.read_bytes())
+    except UsageError:
+        raise
+    except (ValueError, OSError, ImportError) as error:
+        raise UsageError(f"cannot read the model: {one_line(error)}") from error
+    head = _HEAD_OF_SUFFIX.get(path.suffix)
+    return _File(path.name, network, params, size, head, digest.hexdigest())
+
+
+def _fit(
+    file: _File,
+    frame_size: tuple[int, int],
+    task: str | None,
+    head: str | None,
+    pixels: str | None,
+) -> Model:
+    """The model that a file is, checked against frames of a size."""
+    if file.head is not None and task not in (None, Detection.name):
+        raise UsageError(f"{file.name} is a detector; got --task {task}")
+    if file.head is not None or head is not None:
+        if pixels is not None:
+            raise UsageError(f"--pixels is for models that are no detectors; {file.name} is one")
+        model = _detector(file, head or file.head or "")
+        model.check(frame_size)
+        return model
+    if task == Detection.name or (task is None and pixels is None):
+        model = _detector(file, "yolox")
+        try:
+            model.check(frame_size)
+        except UsageError as error:
+            if task is not None:
+                raise UsageError(
+                    f"cannot tell the head of {file.name}, give --head "
+                    f"({', '.join(sorted(HEADS))}): {error}"
+                ) from None
+        else:
+            return model
+    return _of_outputs(file, frame_size, task, pixels or "imagenet")
+
+
+def _detector(file: _File, name: str) -> Model:
+    head = HEADS[name]
+    task = Detection(
+        decode_boxes=head.decode,
+        preprocessing=dataclasses.replace(head.preprocessing, size=file.size),
+        class_names=head.class_names,
+    )
+    return Model(file.name, file.network, file.params, task, name, file.digest)
+
+
+def _of_outputs(file: _File, frame_size: tuple[int, int], task: str | None, pixels: str) -> Model:
+    """A model of segmentation or action recognition, as its outputs are or as it is asked for."""
+    preprocessing = dataclasses.replace(PIXELS[pixels], size=file.size)
+    of_maps = dataclasses.replace(preprocessing, longest_side=512)
+    of_frames = dataclasses.replace(preprocessing, longest_side=224, square=True)
+    first = getattr(file.network, "channels_first", False)
+    tasks: dict[int, Task] = {
+        4: Segmentation(preprocessing=of_maps, channels_first=first),
+        2: ActionRecognition(preprocessing=of_frames),
+    }
+    found = {}
+    for rank, candidate in tasks.items():
+        frames = jax.ShapeDtypeStruct((1, *frame_size, 3), jnp.uint8)
+        try:
+            outputs = jax.eval_shape(candidate.preprocess(file.network), file.params, frames)
+        except (ValueError, TypeError) as error:
+            failure = one_line(error)
+            continue
+        found[candidate.name] = _select(file, outputs, rank), candidate, outputs
+    if not found:
+        raise UsageError(
+            f"{file.name} cannot run on frames of {frame_size[1]}x{frame_size[0]}: {failure}"
+        )
+    for name, (network, candidate, outputs) in found.items():
+        only = len(jax.tree.leaves(outputs)) == 1
+        if network is not None and (name == task or (task is None and only)):
+            model = Model(file.name, network, file.params, candidate, None, file.digest)
+            model.check(frame_size)
+            return model
+    _, _, outputs = found.get(task or "", next(iter(found.values())))
+    if task is not None:
+        raise UsageError(
+            f"{task} does not fit {file.name}, whose outputs have shape {_shapes(outputs)}"
+        )
+    raise UsageError(
+        f"cannot tell the task of {file.name}, whose outputs have shape {_shapes(outputs)}: give "
+        f"--task ({', '.join(TASKS)}), or --head ({', '.join(sorted(HEADS))}) for a detector"
+    )
+
+
+def _select(
+    file: _File, outputs: Output, rank: int
+) -> Callable[[Params, jax.Array], Output] | None:
+    """The network with its first output of so many axes alone; None where it has none.
+
+    Exported networks often come with auxiliary outputs beside the one that counts.
+    """
+    network = file.network
+    if not isinstance(outputs, dict):
+        return network if _ranks(outputs) == [rank] else None
+    for name in getattr(network, "outputs", tuple(outputs)):
+        if _ranks(outputs[name]) == [rank]:
+            return lambda params, images: network(params, images)[name]
+    return None
+
+
+def _ranks(outputs: Output) -> list[int]:
+    return [len(leaf.shape) for leaf in jax.tree.leaves(outputs)]
+
+
+def _shapes(outputs: Output) -> str:
+    return ", ".join(str(list(leaf.shape)) for leaf in jax.tree.leaves(outputs))

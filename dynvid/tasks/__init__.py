@@ -1,0 +1,8 @@
+"""What a network is run for: frames into it, results out of it."""
+
+from dynvid.tasks.action_recognition import ActionRecognition
+from dynvid.tasks.detection import Detection
+from dynvid.tasks.segmentation import Segmentation
+from dynvid.tasks.task import Task
+
+__all__ = ["ActionRecognition", "Detection", "Segmentation", "Task"]

@@ -1,0 +1,148 @@
+"""Semantic segmentation: a class for every pixel."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dynvid.ops.letterbox import Letterbox
+from dynvid.tasks.preprocessing import Preprocessing
+from dynvid.tasks.task import Task, class_name
+from dynvid.types import Output, Params
+from dynvid.video.draw import draw_labels
+
+
+class LabelMap(NamedTuple):
+    """A class for every pixel.
+
+    Attributes:
+      labels: `(S, H, W)`, uint8 where there are at most 256 classes, else int32.
+      counts: `(S, classes)` int32, how many pixels each class has.
+    """
+
+    labels: jax.Array
+    counts: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segmentation(Task):
+    """The class of every pixel, of any network that scores classes on a map.
+
+    The network returns one array, `(S, h, w, classes)` or `(S, classes, h, w)`. Which of both is
+    told from the network's input: rows and columns are scaled down alike.
+
+    Attributes:
+      preprocessing: How frames become the network's input.
+      class_names: The name of each class index.
+      channels_first: Which of both it is where the shapes leave it open.
+
+    >>> task = Segmentation(preprocessing=Preprocessing(placement="stretch", white=1, size=(8, 16)))
+    >>> scores = jnp.zeros((1, 3, 4, 8)).at[:, 0, :, :4].set(1.0).at[:, 2, :, 4:].set(1.0)
+    >>> task.decode(None, scores, frame_size=(8, 16)).counts
+    Array([[64,  0, 64]], dtype=int32)
+    """
+
+    name: ClassVar[str] = "segmentation"
+    results: ClassVar[str] = "label maps"
+    agreement: ClassVar[str] = "mean IoU against dense, same frame"
+
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] = ()
+    channels_first: bool = False
+
+    def decode(self, params: Params, outputs: Output, *, frame_size: tuple[int, int]) -> LabelMap:
+        """The best class of every pixel of the frame, of scores that are resized bilinearly.
+
+        Raises:
+          ValueError: The outputs are not scores of at least two classes on a map.
+        """
+        del params
+        geometry = self.geometry(frame_size)
+        labels, classes = _best_classes(self._channels_last(outputs, geometry), geometry)
+        return LabelMap(
+            labels.astype(jnp.uint8 if classes <= 256 else jnp.int32),
+            jax.vmap(lambda x: jnp.bincount(x.reshape(-1), length=classes))(labels),
+        )
+
+    def compare(self, expected: LabelMap, found: LabelMap) -> jax.Array:
+        """Mean intersection over union of the classes that either label map has."""
+        classes = expected.counts.shape[1]
+        same = jnp.where(expected.labels == found.labels, expected.labels, classes)
+        shared = jax.vmap(lambda x: jnp.bincount(x.reshape(-1), length=classes))(
+            same.astype(jnp.int32)
+        )
+        union = expected.counts + found.counts - shared
+        overlap = jnp.where(union > 0, shared / jnp.maximum(union, 1), 0)
+        return jnp.sum(overlap, 1) / jnp.sum(union > 0, 1)
+
+    def draw(self, frame: np.ndarray, result: LabelMap) -> np.ndarray:
+        """A colour for each class over the frame, and a legend of those that are in it."""
+        names = [class_name(self.class_names, index) for index in range(len(result.counts))]
+        return draw_labels(frame, np.asarray(result.labels), names=names)
+
+    def _channels_last(self, outputs: Output, geometry: Letterbox) -> jax.Array:
+        leaves = jax.tree.leaves(outputs)
+        if len(leaves) != 1 or leaves[0].ndim != 4:
+            raise ValueError(
+                "outputs must be one array (S, h, w, classes) or (S, classes, h, w); got "
+                f"{[leaf.shape for leaf in leaves]}"
+            )
+        (scores,) = leaves
+        first = _is_channels_first(scores.shape, geometry.network_size, default=self.channels_first)
+        scores = jnp.moveaxis(scores, 1, 3) if first else scores
+        if scores.shape[3] < 2:
+            raise ValueError(f"outputs must score at least 2 classes; got {scores.shape[3]}")
+        return scores.astype(jnp.float32)
+
+
+def _is_channels_first(
+    shape: Sequence[int], network_size: tuple[int, int], *, default: bool
+) -> bool:
+    """Whether the classes come before rows and columns: those are scaled down alike."""
+    height, width = network_size
+
+    def skew(rows: int, columns: int) -> float:
+        return abs(math.log(rows / height) - math.log(columns / width))
+
+    last, first = skew(shape[1], shape[2]), skew(shape[2], shape[3])
+    return default if math.isclose(last, first, abs_tol=1e-9) else first < last
+
+
+def _best_classes(scores: jax.Array, geometry: Letterbox) -> tuple[jax.Array, int]:
+    """`(S, H, W)` int32 from scores `(S, h, w, classes)` of the network's input.
+
+    Class by class, so that no more than one resized map is in memory.
+    """
+    streams, rows, columns, classes = scores.shape
+    size, inside = geometry.frame_size, geometry.resized
+    # From positions of the scores to pixels of the network's input, and on to pixels of the frame.
+    frame_scale = np.array(size) / inside
+    scale = np.array(geometry.network_size) / (rows, columns) * frame_scale
+    shift = -np.array([geometry.top, geometry.left]) * frame_scale
+    unchanged = size == (rows, columns) and (scale == 1).all() and not shift.any()
+
+    def at_frame_size(channel: jax.Array) -> jax.Array:
+        if unchanged:
+            return channel
+        return jax.vmap(
+            lambda x: jax.image.scale_and_translate(
+                x, size, (0, 1), jnp.array(scale), jnp.array(shift), "linear", antialias=False
+            )
+        )(channel)
+
+    def better(best: tuple[jax.Array, jax.Array], new: tuple[jax.Array, jax.Array]):
+        index, channel = new
+        resized = at_frame_size(channel)
+        higher = resized > best[0]
+        return (jnp.where(higher, resized, best[0]), jnp.where(higher, index, best[1])), None
+
+    channels = jnp.moveaxis(scores, 3, 0)
+    start = at_frame_size(channels[0]), jnp.zeros((streams, *size), jnp.int32)
+    rest = jnp.arange(1, classes, dtype=jnp.int32), channels[1:]
+    (_, labels), _ = lax.scan(better, start, rest)
+    return labels, classes

@@ -1,0 +1,49 @@
+"""What all commands have in common."""
+
+import pytest
+
+import dynvid.__main__
+from dynvid.cli import main
+
+
+def test_unknown_options_are_refused(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["run", "--nonsense"])
+    assert exit_.value.code == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (
+            "run",
+            "--model --task --head --pixels --classes --system --settings --set --threshold "
+            "--truncation --max-frames --compare-dense --out SOURCE",
+        ),
+        (
+            "tune",
+            "--model --task --head --pixels --target --frames --trials --seed SOURCE",
+        ),
+        ("explain", "--model --task --head --pixels --size"),
+        (
+            "encode",
+            "--levels --key-levels --group-of-pictures --block --dead-zone --key-dead-zone --stage "
+            "--calibrate --max-frames",
+        ),
+    ],
+)
+def test_help_names_every_option_and_gives_an_example(capsys, command, options):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for option in options.split():
+        assert option in text
+    assert f"\ndynvid {command} " in text
+    assert text.count("(default: ") == len(options.split())
+
+
+def test_module_runs_as_the_command():
+    """`python -m dynvid` and the console script are the same function."""
+    assert dynvid.__main__.main is main

@@ -1,0 +1,52 @@
+"""Letterboxing against known placements."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynvid.ops.boxes import Detections
+from dynvid.ops.letterbox import letterbox
+
+
+@pytest.mark.parametrize("placement", ["top_left", "centre", "stretch"])
+@pytest.mark.parametrize("frame_size", [(30, 40), (40, 30), (64, 48), (7, 90)])
+def test_boxes_come_back_to_the_frame(placement, frame_size):
+    geometry = letterbox(frame_size, (48, 64), placement=placement)
+    frames = np.zeros((1, *frame_size, 1), np.uint8)
+    top, left = frame_size[0] // 3, frame_size[1] // 3
+    bottom, right = 2 * frame_size[0] // 3 + 1, 2 * frame_size[1] // 3 + 1
+    frames[:, top:bottom, left:right] = 255
+    image = np.asarray(geometry.to_network(frames))[0, :, :, 0]
+    assert image.shape == (48, 64)
+    content = np.zeros((48, 64), bool)
+    rows, columns = geometry.resized
+    content[geometry.top : geometry.top + rows, geometry.left : geometry.left + columns] = True
+    assert (image[~content] == 114).all()
+    ys, xs = np.nonzero(np.where(content, image, 0) >= 127)
+    box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+    found = Detections(
+        jnp.array([[box]], jnp.float32), jnp.ones((1, 1)), jnp.zeros((1, 1), int),
+        jnp.ones((1, 1), bool),
+    )  # fmt: skip
+    back = geometry.to_frame(found).boxes[0, 0]
+    # Edges of the thresholded copy lie within half a pixel of the network's input.
+    scale = np.array([frame_size[1] / columns, frame_size[0] / rows] * 2)
+    assert (np.abs(back - np.array([left, top, right, bottom])) <= 0.5 * scale + 1e-3).all()
+
+
+def test_equal_sizes_leave_the_frame_alone():
+    frames = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(1, 2, 3, 3)
+    image = letterbox((2, 3), (2, 3)).to_network(frames)
+    np.testing.assert_array_equal(image, frames)
+    names = {
+        e.primitive.name for e in jax.make_jaxpr(letterbox((2, 3), (2, 3)).to_network)(frames).eqns
+    }
+    assert names == {"convert_element_type"}
+
+
+def test_frames_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"\(streams, 4, 8, C\); got \(1, 4, 9, 3\)"):
+        letterbox((4, 8), (8, 8)).to_network(jnp.zeros((1, 4, 9, 3)))
+    with pytest.raises(ValueError, match="must be positive"):
+        letterbox((0, 8), (8, 8))

@@ -1,0 +1,124 @@
+"""One runner for any system and any task, by the protocol alone."""
+
+import itertools
+import tracemalloc
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dynvid
+from dynvid.ops.difference import changed_pixels
+from dynvid.runner import run_video
+from dynvid.tasks import ActionRecognition
+from dynvid.tasks.preprocessing import Preprocessing
+from dynvid.types import VideoFunction, Work
+
+TASK = ActionRecognition(preprocessing=Preprocessing(placement="stretch", white=255, size=(4, 4)))
+SIZE = (12, 16)
+
+
+def network(params, images):
+    """Scores of four classes, from the mean of each quarter of the image."""
+    quarters = images.reshape(len(images), 2, 2, 2, 2, 3).mean((2, 4, 5))
+    return quarters.reshape(len(images), 4) * params
+
+
+FN = TASK.preprocess(network)
+
+
+def clip(count, *, seed=0, size=SIZE):
+    return list(np.random.default_rng(seed).integers(0, 256, (count, *size, 3)).astype(np.uint8))
+
+
+class Counter(NamedTuple):
+    """The state of a system that knows no reference: how many frames it has seen."""
+
+    count: jax.Array
+    work: Work
+
+
+def counting() -> VideoFunction:
+    def work(frames):
+        ones = jnp.ones(len(frames))
+        return Work(ones, 4 * ones, 0.5 * ones, {})
+
+    def init(params, frames):
+        return Counter(jnp.ones((), jnp.int32), work(frames)), jnp.full((1, 4), 1.0)
+
+    def step(params, state, frames, mask=None):
+        scores = jax.nn.one_hot(jnp.array([state.count % 4]), 4) * 9
+        return Counter(state.count + 1, work(frames)), scores
+
+    return VideoFunction(jax.jit(init), jax.jit(step))
+
+
+def test_every_frame_is_seen_once_whatever_compiles():
+    results = list(run_video(TASK, counting(), clip(6), params=None))
+    assert [int(r.result.classes[0]) for r in results[1:]] == [1, 2, 3, 0, 1]
+    assert [r.changed for r in results] == [None] * 6
+    assert [r.measures.mac_fraction for r in results] == [1] + [0.25] * 5
+    assert [r.measures.similarity for r in results[1:]] == [0.5] * 5
+    assert np.isnan(results[0].measures.seconds)
+    assert all(r.measures.seconds > 0 for r in results[1:])
+    assert all(np.isnan(r.measures.agreement) for r in results)
+
+
+@pytest.mark.parametrize("reference", ["last_used", "previous"])
+def test_the_mask_is_what_the_system_took_as_changed(reference):
+    threshold = 90
+    video = dynvid.incremental(FN, threshold=threshold, reference=reference)
+    frames = clip(5, seed=3)
+    kept = frames[0]
+    results = list(run_video(TASK, video, frames, params=jnp.ones(4)))
+    assert results[0].changed.all()
+    for frame, result in zip(frames[1:], results[1:], strict=True):
+        expected = np.asarray(changed_pixels(frame[None], kept[None], threshold=threshold))[0]
+        kept = np.where(expected[..., None], frame, kept) if reference == "last_used" else frame
+        assert 0.2 < expected.mean() < 0.99
+        np.testing.assert_array_equal(result.changed, expected)
+        assert result.measures.similarity == pytest.approx(1 - expected.mean(), abs=1e-6)
+
+
+def test_a_dense_network_is_compared_on_the_same_frame_and_on_the_reference():
+    video = dynvid.incremental(FN, threshold=120)
+    frames = clip(7, seed=5)
+    params = jnp.array([1.0, 2.0, 3.0, 4.0])
+    results = list(run_video(TASK, video, frames, params=params, dense=FN))
+    reference = frames[0]
+    for frame, result in zip(frames[1:], results[1:], strict=True):
+        changed = (np.abs(frame.astype(int) - reference) >= 120).any(-1)
+        reference = np.where(changed[..., None], frame, reference)
+        dense, there = (np.asarray(FN(params, x[None])) for x in (frame, reference))
+        same = int(np.argmax(dense)) == int(result.result.classes[0])
+        assert result.measures.agreement == same
+        # Sums of 12 products and a resize of values up to 255, times 4.
+        assert result.measures.difference <= 64 * 2**-24 * 255 * 4
+        assert result.measures.magnitude == pytest.approx(np.abs(there).max(), rel=1e-6)
+        assert result.measures.dense_seconds > 0
+    blind = dynvid.incremental(FN, threshold=255)
+    found = list(run_video(TASK, blind, [frames[0] * 0, *frames[1:]], params=params, dense=FN))
+    assert min(r.measures.agreement for r in found[1:]) == 0
+
+
+def test_no_frames_no_results():
+    assert list(run_video(TASK, counting(), [], params=None)) == []
+
+
+def test_a_run_without_end_takes_no_more_memory():
+    frame = np.zeros((4, 4, 3), np.uint8)
+    results = run_video(TASK, counting(), itertools.repeat(frame, 2501), params=None)
+    tracemalloc.start()
+    try:
+        for _ in itertools.islice(results, 500):
+            pass
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in results:
+            pass
+        after = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    # 2,000 frames: one float kept of each would be 64,000 bytes with its place in a list.
+    assert after - before < 20_000
