@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from dynvid.graph import Features, split
 from dynvid.incremental import incremental
 from dynvid.incremental.state import is_zero
-from dynvid.incremental.transform import plan_for
+from dynvid.systems.dense import dense
 from dynvid.systems.ifmdc.codec import CodecState, Symbols, ifmdc
 from dynvid.systems.ifmdc.rate import count_bits
 from dynvid.systems.ifmdc.settings import Settings, clip_range, settings_for
@@ -148,7 +148,7 @@ def ifmdc_network(
         return _only_map(halves.front(params, frames), at)
 
     if front == "dense":
-        near = _dense(features_of)
+        near = dense(features_of)
     else:
         near = incremental(features_of, threshold=threshold, truncation=truncation)
 
@@ -160,7 +160,7 @@ def ifmdc_network(
             there = dataclasses.replace(crossing, named={at: features.astype(dtype)})
             return halves.back(params, there)
 
-        return _dense(outputs_of) if back == "dense" else incremental(outputs_of)
+        return dense(outputs_of) if back == "dense" else incremental(outputs_of)
 
     @jax.jit
     def init(params: Params, frames: Frames) -> tuple[NetworkState, Output]:
@@ -174,6 +174,10 @@ def ifmdc_network(
     def step(
         params: Params, state: NetworkState, frames: Frames, mask: jax.Array | None = None
     ) -> tuple[NetworkState, Output]:
+        if mask is not None and front == "dense":
+            raise ValueError(
+                f"mask must be None where the front is dense; got {mask.dtype}{list(mask.shape)}"
+            )
         front_state, features = near.step(params, state.front, frames, mask)
         changes = None if front == "dense" else front_state.changes[0]
         encoder, symbols = codec.encoder.step((), state.encoder, features, changes)
@@ -261,39 +265,6 @@ def calibrated_settings(
         raise ValueError("frames must be at least one set of frames; got none")
     low, high = clip_range(np.stack(features), percentiles=percentiles)
     return settings_for(low, high, levels=levels, block=block, group_of_pictures=group_of_pictures)
-
-
-class _DenseState(NamedTuple):
-    work: Work
-
-    def stream_axes(self) -> "_DenseState":
-        return jax.tree.map(lambda _: 0, self)
-
-    def restarted(self, which: jax.Array) -> "_DenseState":
-        del which
-        return self
-
-
-def _dense(fn: Callable[[Params, Frames], Output]) -> VideoFunction:
-    """The dense network in the words of dynamic ones."""
-
-    def init(params: Params, frames: Frames) -> tuple[_DenseState, Output]:
-        streams = frames.shape[0]
-        macs = jnp.full(streams, plan_for(fn, params, frames).dense_macs, jnp.float32)
-        work = Work(macs, macs, jnp.ones(streams, jnp.float32), {})
-        return _DenseState(work), fn(params, frames)
-
-    def step(
-        params: Params, state: _DenseState, frames: Frames, mask: jax.Array | None = None
-    ) -> tuple[_DenseState, Output]:
-        del state
-        if mask is not None:
-            raise ValueError(
-                f"mask must be None where the front is dense; got {mask.dtype}{list(mask.shape)}"
-            )
-        return init(params, frames)
-
-    return VideoFunction(init=init, step=step)
 
 
 def _only_map(features: Features, at: str) -> jax.Array:
