@@ -118,8 +118,8 @@ def _inline(jaxpr: Any, constants: Sequence[Value], arguments: Sequence[Value], 
         else:
             if equation.effects:
                 raise ValueError(
-                    f"fn must be pure: operation '{equation.primitive.name}' has side effects "
-                    f"{equation.effects}; expected none"
+                    f"fn must be without side effects; got {equation.effects} of operation "
+                    f"'{equation.primitive.name}'"
                 )
             node = Node(equation.primitive, dict(equation.params), inputs)
             frame_dependent = any(value.frame_dependent for value in inputs)

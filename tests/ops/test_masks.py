@@ -176,11 +176,27 @@ def test_worklist_of_a_large_grid():
 @pytest.mark.parametrize(
     ("call", "mask", "message"),
     [
-        (functools.partial(masks.stencil, window=(3, 3)), jnp.ones((1, 4, 4)), "stencil.*float32"),
-        (functools.partial(masks.stencil, window=(3, 3)), jnp.ones(4, bool), r"stencil.*bool\[4\]"),
-        (functools.partial(masks.resize, size=(2, 2)), jnp.ones((4, 4), int), "resize.*int32"),
-        (functools.partial(masks.to_cells, cell=2), jnp.ones((4, 4), bool), "to_cells"),
-        (masks.worklist, jnp.ones((4, 4), bool), r"worklist.*bool\[4, 4\]"),
+        (
+            functools.partial(masks.stencil, window=(3, 3)),
+            jnp.ones((1, 4, 4)),
+            "mask must be .* 2 or more .*float32",
+        ),
+        (
+            functools.partial(masks.stencil, window=(3, 3)),
+            jnp.ones(4, bool),
+            r"mask must be .* 2 or more .*bool\[4\]",
+        ),
+        (
+            functools.partial(masks.resize, size=(2, 2)),
+            jnp.ones((4, 4), int),
+            "mask must be .* 2 or more .*int32",
+        ),
+        (
+            functools.partial(masks.to_cells, cell=2),
+            jnp.ones((4, 4), bool),
+            r"mask must be boolean and of 3 axes; got bool\[4, 4\]",
+        ),
+        (masks.worklist, jnp.ones((4, 4), bool), r"cells must be .* 3 axes; got bool\[4, 4\]"),
     ],
 )
 def test_what_is_no_mask_is_named(call, mask, message):
@@ -189,5 +205,5 @@ def test_what_is_no_mask_is_named(call, mask, message):
 
 
 def test_cells_of_another_frame_are_refused():
-    with pytest.raises(ValueError, match=r"\(3, 3\) cells, got \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"cells must be \(3, 3\) cells .*; got \(2, 3\)"):
         masks.from_cells(jnp.ones((1, 2, 3), bool), 4, (9, 12))
