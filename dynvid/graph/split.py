@@ -146,8 +146,8 @@ def _cut(graph: Graph, names: Sequence[str]) -> _Cut:
     if missing := [name for name, values in named.items() if not values]:
         known = dict.fromkeys(node.params["name"] for node in marks)
         raise ValueError(
-            f"at must name what the outputs of fn need, one or more of "
-            f"{', '.join(known) or 'none'}; got {', '.join(map(repr, missing))}"
+            f"at must name what the outputs of fn need; got {', '.join(map(repr, missing))}, where "
+            f"its names are: {', '.join(known) or 'none'}"
         )
     places = [value for values in named.values() for value in values]
     if fixed := [v.node.params["name"] for v in places if v.node and not v.frame_dependent]:

@@ -29,7 +29,7 @@ class Value:
       shape: Its shape.
       dtype: Its dtype.
       node: The operation that makes it; None for arguments, constants and literals.
-      constant: Its contents where they are known while tracing (literals, closed-over arrays).
+      constant: Its contents where it is a constant (literals, closed-over arrays).
       frame_dependent: Whether it depends on the frames.
       argument: Which argument it is: a leaf's number among the parameters, "frames", or None.
     """

@@ -31,7 +31,7 @@ class VGG16(nnx.Module):
         """Maps `(S, H, W, 3)` to the last map of each group, before its pooling.
 
         Returns:
-          conv1_2, conv2_2, conv3_3, conv4_3 and conv5_3: `(S, H / 2^i, W / 2^i, C)`, i from 0.
+          Maps conv1_2, conv2_2, conv3_3, conv4_3 and conv5_3: `(S, H / 2^i, W / 2^i, C)`, i from 0.
         """
         maps = []
         for i, group in enumerate(self.groups):

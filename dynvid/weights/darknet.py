@@ -107,7 +107,7 @@ def _parameters(network: Darknet, data: bytes) -> Params:
             scale, mean, variance = part[count:rows].reshape(3, count)
             if variance.min() < 0:
                 raise ValueError(f"layer {i}: a variance is negative")
-            with np.errstate(over="ignore", invalid="ignore"):  # told below
+            with np.errstate(over="ignore", invalid="ignore"):  # reported below
                 gain = scale / np.sqrt(variance + np.float32(_EPSILON))
                 kernel, bias = kernel * gain, bias - mean * gain
         if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):

@@ -31,7 +31,7 @@ _STRUCTURAL = {
     "Resize": 1, "Slice": 1, "Split": 1, "Squeeze": 1, "Tile": 1, "Unsqueeze": 1, "Upsample": 1,
     "ReduceL2": 1, "ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "ReduceProd": 1, "ReduceSum": 1,
 }  # fmt: skip
-"""The first input of each operator that must be known while tracing, as all after it must be."""
+"""The first input of each operator that must be constant, as all after it must be."""
 
 
 def load_onnx(path: str | os.PathLike[str]) -> tuple["OnnxFunction", Params]:
@@ -111,7 +111,7 @@ class OnnxFunction:
       source: The input's name.
       outputs: The outputs' names.
       nodes: What is left to compute, in order.
-      statics: Constants that must be known while tracing.
+      statics: Constants that stay NumPy arrays while tracing.
       orders: In which order of axes each weight is stored.
       evaluate: Computes one node on NumPy arrays (shape arithmetic).
     """
@@ -386,7 +386,7 @@ def _needed(nodes: list[Node], outputs: tuple[str, ...]) -> list[Node]:
 def _split_weights(
     nodes: list[Node], constants: dict[str, np.ndarray], outputs: tuple[str, ...]
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, ...]], dict[str, np.ndarray]]:
-    """Weights, the order of axes each is stored in, and what must be known while tracing."""
+    """Weights, the order of axes each is stored in, and what must be constant while tracing."""
     structural: set[str] = set()
     weighted: set[str] = set()
     orders: dict[str, tuple[int, ...]] = {}

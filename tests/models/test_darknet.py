@@ -171,7 +171,7 @@ def test_yolov3_carries_what_later_layers_read(yolov3, shapes, at, others):
     assert list(features.others) == others
 
 
-def test_unknown_layers_are_told(yolov3, shapes):
+def test_unknown_layers_are_reported(yolov3, shapes):
     with pytest.raises(ValueError, match=r"'layer_107'.* layer_0, layer_1"):
         jax.eval_shape(dynvid.split(yolov3, at="layer_107").front, *shapes)
 

@@ -81,8 +81,9 @@ def test_stencil_with_nothing_to_read(size, geometry):
 
 
 def test_dilation_of_a_vgg_grows_as_the_paper_says():
-    # 3x3 convolutions 2, 2, 3, 3, 3 with 2x2 pooling between reach 90 pixels (spec A1).
-    reach = 0
+    # 3x3 convolutions 2, 2, 3, 3, 3 with 2x2 pooling between: a receptive field with a radius
+    # of 90 pixels (spec A1).
+    radius = 0
     mask = np.zeros((1, 512, 512), bool)
     mask[0, 256, 256] = True
     for group, layers in enumerate((2, 2, 3, 3, 3)):
@@ -90,8 +91,8 @@ def test_dilation_of_a_vgg_grows_as_the_paper_says():
             mask = masks.stencil(mask, window=(2, 2), strides=(2, 2))
         for _ in range(layers):
             mask = masks.stencil(mask, window=(3, 3), padding=((1, 1), (1, 1)))
-            reach += 2**group
-    assert reach == 90
+            radius += 2**group
+    assert radius == 90
     rows = np.flatnonzero(mask.any(axis=(0, 2)))
     # Pixel 256 starts its block of 16, so conv5_3's marks reach floor(90 / 16) = 5 both ways, and
     # one more on the side where blocks that pooling widened begin.

@@ -57,7 +57,7 @@ class Convolution:
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """Strides, dilation and channel groups, as `lax.conv_general_dilated` is told them."""
+        """Strides, dilation and channel groups, as `lax.conv_general_dilated` takes them."""
         rows, columns = self.receptive_field
         return {
             "strides": (rows.stride, columns.stride),

@@ -275,7 +275,7 @@ class _DenseState(NamedTuple):
 
 
 def _dense(fn: Callable[[Params, Frames], Output]) -> VideoFunction:
-    """The dense network in the words of dynamic ones."""
+    """The dense network under the protocol of the incremental ones."""
 
     def init(params: Params, frames: Frames) -> tuple[_DenseState, Output]:
         streams = frames.shape[0]
