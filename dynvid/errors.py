@@ -1,4 +1,4 @@
-"""What a user is told of an error: one line."""
+"""What is reported of an error: one line."""
 
 
 class UsageError(ValueError):

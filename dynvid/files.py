@@ -42,7 +42,7 @@ def output_file(path: str | pathlib.Path) -> Iterator[BinaryIO]:
 
     Raises:
       UsageError: `path` is a folder, or its folder is not there.
-      OSError: it cannot be written.
+      OSError: It cannot be written.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with output_file(f"{folder}/features.npy") as file:

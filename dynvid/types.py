@@ -10,7 +10,7 @@ Params = Any
 """A pytree of arrays: the weights of a network."""
 
 Frames = jax.Array
-"""`(streams, H, W, C)`, floating in [0, 1] or uint8; the leading axis is the camera, never time."""
+"""`(S, H, W, C)`, floating in [0, 1] or uint8; the leading axis is the S streams, never time."""
 
 Output = Any
 """Whatever pytree the network returns for one set of frames."""

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 
@@ -49,6 +50,33 @@ def test_public_symbols_are_documented(name):
     assert importlib.import_module(name).__doc__, f"{name} has no docstring"
     for symbol, value in public(name):
         assert inspect.getdoc(value), f"{name}.{symbol} has no docstring"
+
+
+def entries(doc: str):
+    """The entries of a docstring's sections, and what stands first in `Returns`."""
+    for section, body in re.findall(
+        r"^(Args|Attributes|Returns|Raises):\n((?:  .*\n|\n(?=  ))+)", doc + "\n", re.M
+    ):
+        lines = [line[2:] for line in body.splitlines() if re.match(r"  \S", line)]
+        if section == "Returns":
+            yield lines[0]
+        else:
+            yield from (line.partition(": ")[2] for line in lines if line[0] != ">")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_entries_of_docstrings_start_with_a_capital(name):
+    places = [(f"{name}.{symbol}", value) for symbol, value in public(name)]
+    classes = [(place, value) for place, value in places if inspect.isclass(value)]
+    places += [(f"{c}.{method}", f) for c, cls in classes for method, f in methods(cls)]
+    # Symbols of one letter, such as k_key, and code in backticks start as they are.
+    offenders = [
+        f"{place}: {entry}"
+        for place, value in places
+        for entry in entries(inspect.getdoc(value) or "")
+        if re.match(r"(a\b|[a-z]{2})", entry)
+    ]
+    assert not offenders
 
 
 @pytest.mark.parametrize("name", MODULES)

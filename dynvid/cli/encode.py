@@ -146,7 +146,7 @@ def encode(
         raise UsageError(one_line(error)) from error
     cut = shapes[at]
     if isinstance(cut, tuple) or len(cut.shape) != 4:
-        raise UsageError(f"--at {at} is no feature map (streams, h, w, c)")
+        raise UsageError(f"--at must name a feature map (S, h, w, c); got {at}")
     height, width = cut.shape[1:3]
     if height % block or width % block:
         raise UsageError(

@@ -245,7 +245,7 @@ def _given(**flags: float | None) -> dict[str, Any]:
 def _build(
     system: System, options: dict[str, Any], model: Model, first: Iterable[np.ndarray]
 ) -> VideoFunction:
-    """The system on a model, traced on the first frame: what does not fit is told before any work.
+    """The system on a model, traced on the first frame: misfits are reported before any work.
 
     Raises:
       UsageError: They do not fit.

@@ -73,7 +73,7 @@ class Header:
       dtype: What the features were before they were coded.
 
     Raises:
-      ValueError: a field is not what it has to be.
+      ValueError: A field is not what it has to be.
 
     >>> header = Header(
     ...     shape=(1, 4, 4, 2), low=-1.0, high=3.0, levels=9, key_levels=9, group_of_pictures=15

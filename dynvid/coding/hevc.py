@@ -126,7 +126,7 @@ def decode_hevc(
       Frames in order, uint8: `(H, W)` for "gray", `(H, W, 3)` RGB for "yuv420p".
 
     Raises:
-      ValueError: a packet is no decodable picture, was coded in another pixel format or is smaller
+      ValueError: A packet is no decodable picture, was coded in another pixel format or is smaller
         than `size`. Damage within a picture's data is concealed, not noticed: it has no checksum.
 
     Exact: gives the encoder's own reconstruction, on any machine (RGB: up to the conversion).
@@ -353,7 +353,7 @@ def _check_frame(frame: np.ndarray, number: int, pixel_format: str, shape: tuple
         found = f"{frame.dtype}{frame.shape}"
         raise ValueError(f"frame {number} must be uint8{expected} for {pixel_format}; got {found}")
     if frame.shape != shape:
-        raise ValueError(f"frame {number} has shape {frame.shape}, the first has {shape}")
+        raise ValueError(f"frame {number} must be {shape} as the first; got {frame.shape}")
 
 
 def _grid(channels: int) -> tuple[int, int]:

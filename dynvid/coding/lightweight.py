@@ -148,7 +148,8 @@ def calibrate_maximum(values: ArrayLike, *, levels: int, minimum: float = 0.0) -
     _check_levels(levels)
     found = np.sort(np.asarray(values, np.float64), axis=None)
     if not found.size or not np.all(np.isfinite(found)) or not found[-1] > minimum:
-        raise ValueError(f"values must be finite, and some above minimum={minimum}")
+        most = found[-1] if found.size else "none"
+        raise ValueError(f"values must be finite, and some above minimum={minimum}; got {most}")
     sums = np.concatenate([[0], np.cumsum(found)])
     squares = np.concatenate([[0], np.cumsum(found**2)])
 

@@ -92,7 +92,7 @@ def evaluate(
     Args:
       values: What to evaluate.
       params: The parameters, of the structure that the graph was traced with.
-      given: The arrays of the frames, or of whatever else is known.
+      given: The arrays of the frames, or of other values.
 
     Returns:
       An array for each value.
@@ -111,7 +111,7 @@ def constant_fold(value: Value) -> np.ndarray | None:
     """The contents of a value that depends neither on the frames nor on the parameters.
 
     Returns:
-      A NumPy array, or None where the value is known only at run time.
+      A NumPy array, or None where the value cannot be folded.
 
     >>> from dynvid.graph.trace import trace
     >>> graph = trace(lambda _, x: x * jnp.arange(2.0).sum(), (), jnp.ones((1, 1, 1, 1)))

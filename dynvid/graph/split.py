@@ -146,12 +146,12 @@ def _cut(graph: Graph, names: Sequence[str]) -> _Cut:
     if missing := [name for name, values in named.items() if not values]:
         known = dict.fromkeys(node.params["name"] for node in marks)
         raise ValueError(
-            f"fn gives the name {', '.join(map(repr, missing))} to nothing that its outputs need; "
+            f"at must name what the outputs of fn need; got {', '.join(map(repr, missing))}, where "
             f"its names are: {', '.join(known) or 'none'}"
         )
     places = [value for values in named.values() for value in values]
     if fixed := [v.node.params["name"] for v in places if v.node and not v.frame_dependent]:
-        raise ValueError(f"{fixed[0]!r} does not depend on the frames: there is nothing to cut")
+        raise ValueError(f"at must name what depends on the frames; got {fixed[0]!r}")
 
     cut = {_unnamed(value) for value in places}
     front = _ancestors(places)

@@ -29,7 +29,7 @@ class Value:
       shape: Its shape.
       dtype: Its dtype.
       node: The operation that makes it; None for arguments, constants and literals.
-      constant: Its contents where they are known while tracing (literals, closed-over arrays).
+      constant: Its contents where it is a constant (literals, closed-over arrays).
       frame_dependent: Whether it depends on the frames.
       argument: Which argument it is: a leaf's number among the parameters, "frames", or None.
     """
@@ -118,8 +118,8 @@ def _inline(jaxpr: Any, constants: Sequence[Value], arguments: Sequence[Value], 
         else:
             if equation.effects:
                 raise ValueError(
-                    f"fn must be pure: operation '{equation.primitive.name}' has side effects "
-                    f"{equation.effects}; expected none"
+                    f"fn must be without side effects; got {equation.effects} of operation "
+                    f"'{equation.primitive.name}'"
                 )
             node = Node(equation.primitive, dict(equation.params), inputs)
             frame_dependent = any(value.frame_dependent for value in inputs)

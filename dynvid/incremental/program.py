@@ -14,7 +14,7 @@ from dynvid.incremental.geometry import Region, Stencil, hull, required
 from dynvid.incremental.rules import Context, Layout, SpatialOp, Window
 
 Extent = tuple[tuple[int, int], tuple[int, int]]
-"""How far something reaches: `((above, left), (below, right))`."""
+"""How far something extends: `((above, left), (below, right))`."""
 
 
 class MisalignedError(Exception):

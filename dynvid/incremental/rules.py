@@ -383,12 +383,12 @@ def _dot(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
 
 
 def _resize(node, x, matrix, mine, other, first, layout, products) -> SpatialOp | str:
-    """A product with a known band matrix over rows or columns: bilinear resizing and the like."""
+    """A product with a constant band matrix over rows or columns: bilinear resizing, say."""
     if len(mine) != 1 or matrix.ndim != 2 or mine[0] == layout.stream:
         return "it contracts rows or columns together with other axes"
     weights = constant_fold(matrix)
     if weights is None:
-        return "it contracts rows or columns with a matrix known only at run time"
+        return "it contracts rows or columns with a matrix that is no constant"
     if other[0] == 1:
         weights = weights.T
     used = weights != 0
@@ -692,14 +692,14 @@ def _split(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
 
 
 def _gather(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
-    """Taking known positions along one axis: nearest-neighbour resizing, channel shuffles."""
+    """Taking constant positions along one axis: nearest-neighbour resizing, channel shuffles."""
     x, indices = node.inputs
     if x not in layouts or indices.frame_dependent:
         return "its indices depend on the frames"
     layout, numbers = layouts[x], node.params["dimension_numbers"]
     sizes, table = node.params["slice_sizes"], constant_fold(indices)
     if table is None:
-        return "its indices are known only at run time"
+        return "its indices are no constants"
     axes = numbers.collapsed_slice_dims
     whole = [a for a in range(x.ndim) if sizes[a] == x.shape[a] and a not in axes]
     if (

@@ -186,8 +186,8 @@ class _Search:
     def _judge(self, setting: _Setting, agreement: float, fraction: float) -> None:
         if self.best is None and not agreement >= self.target:
             raise ValueError(
-                f"target is {self.target}, but exact outputs agree with dense ones only by "
-                f"{agreement}; expected a target of at most that"
+                f"target must be at most {agreement}, by which exact outputs agree with dense "
+                f"ones; got {self.target}"
             )
         accepted = agreement >= self.target and (
             self.best is None or fraction < self.cheapest.mac_fraction

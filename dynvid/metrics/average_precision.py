@@ -16,12 +16,12 @@ class AveragePrecision(NamedTuple):
     """Average precision and what it is made of.
 
     Attributes:
-      value: scalar in [0, 1]; NaN where there is no ground truth.
+      value: Scalar in [0, 1]; NaN where there is no ground truth.
       precision: `(N,)` of the detections with the n + 1 highest scores, for n < N = B K.
       recall: `(N,)`, likewise.
-      true_positives: how many detections match a box of the ground truth.
-      false_positives: how many do not; both add up to the number of detections.
-      total: how many boxes the ground truth has.
+      true_positives: How many detections match a box of the ground truth.
+      false_positives: How many do not; both add up to the number of detections.
+      total: How many boxes the ground truth has.
     """
 
     value: jax.Array
@@ -48,7 +48,7 @@ def pad_boxes(boxes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Lists of boxes of different lengths as one array and its mask.
 
     Args:
-      boxes: one `(n, 4)` an image.
+      boxes: One `(n, 4)` an image.
 
     Returns:
       `(B, M, 4)` float32 with zeros where there is no box, and `(B, M)` bool.
@@ -85,13 +85,13 @@ def match_detections(
       present: `(B, M)` bool, which of `boxes` there are.
       classes: `(B, M)` int, the class of each box: only detections of that class look at it. Where
         it is left out, all are taken to be of one class.
-      iou: the least intersection over union of a match.
+      iou: The least intersection over union of a match.
 
     Returns:
       `(B, K)` bool.
 
     Raises:
-      ValueError: the shapes do not belong together.
+      ValueError: The shapes do not belong together.
 
     >>> found = Detections(
     ...     jnp.array([[[0.0, 0, 4, 4], [0, 0, 4, 3]]]), jnp.array([[0.5, 0.9]]),
@@ -103,11 +103,11 @@ def match_detections(
     batch, count = detections.scores.shape
     if boxes.ndim != 3 or boxes.shape != (batch, *present.shape[1:], 4):
         raise ValueError(
-            f"{batch} images of detections need boxes (B, M, 4) and present (B, M), got "
+            f"boxes and present must be (B, M, 4) and (B, M) for {batch} images of detections; got "
             f"{boxes.shape} and {present.shape}"
         )
     if classes is not None and classes.shape != present.shape:
-        raise ValueError(f"classes must be {present.shape} as present is, got {classes.shape}")
+        raise ValueError(f"classes must be {present.shape} as present is; got {classes.shape}")
     if not count or not boxes.shape[1]:
         return jnp.zeros((batch, count), bool)
     order = jnp.argsort(jnp.where(detections.valid, -detections.scores, jnp.inf), axis=1)
@@ -147,14 +147,14 @@ def average_precision(
       detections: `(B, K)` of one class (see `of_class`); invalid ones do not count.
       boxes: `(B, M, 4)` ground truth, `(x0, y0, x1, y1)` in the detections' unit.
       present: `(B, M)` bool, which of `boxes` there are.
-      iou: the least intersection over union of a match.
+      iou: The least intersection over union of a match.
       interpolation: `all_points` or `11_points`.
 
     Returns:
       `AveragePrecision`, with the counts that it follows from.
 
     Raises:
-      ValueError: the shapes do not belong together or the interpolation is not known.
+      ValueError: The shapes do not belong together or the interpolation is not known.
 
     >>> found = Detections(
     ...     jnp.array([[[0.0, 0, 4, 4], [9, 9, 12, 12]]]), jnp.array([[0.9, 0.5]]),
@@ -192,14 +192,14 @@ def average_precision_by_class(
       classes: `(B, M)` int, the class of each box, numbered as the detections' are.
       present: `(B, M)` bool, which of `boxes` there are.
       class_count: C; boxes and detections of other classes than 0 to C - 1 do not count.
-      iou: the least intersection over union of a match.
+      iou: The least intersection over union of a match.
       interpolation: `all_points` or `11_points`.
 
     Returns:
       `AveragePrecision`, each array with C as its first axis.
 
     Raises:
-      ValueError: the shapes do not belong together or the interpolation is not known.
+      ValueError: The shapes do not belong together or the interpolation is not known.
 
     >>> found = Detections(
     ...     jnp.array([[[0.0, 0, 4, 4], [9, 9, 12, 12]]]), jnp.array([[0.9, 0.5]]),
@@ -245,7 +245,9 @@ def _average_precision(
         value = jnp.mean(jnp.max(jnp.where(reached, precision, 0), 1, initial=0))
         value = jnp.where(total > 0, value, jnp.nan)
     else:
-        raise ValueError(f"interpolation is {interpolation!r}, not 'all_points' or '11_points'")
+        raise ValueError(
+            f"interpolation must be 'all_points' or '11_points'; got {interpolation!r}"
+        )
     return AveragePrecision(
         value=value,
         precision=precision,
@@ -266,7 +268,7 @@ def detection_agreement(dense: Detections, dynamic: Detections, *, iou: float = 
     Args:
       dense: `(B, K)` detections.
       dynamic: `(B, J)` detections in the same unit, clipped in the same way.
-      iou: the least intersection over union of a pair.
+      iou: The least intersection over union of a pair.
 
     Returns:
       `(B,)` in [0, 1]: 1 where both agree on everything, also where neither has any detection.

@@ -14,11 +14,11 @@ class DetectionCounts(NamedTuple):
     """What detections come to over a set of images; each `(C,)` int32, one entry a class.
 
     Attributes:
-      true_positives: detections that match a box of the ground truth, each box once.
-      false_positives: detections that do not.
-      false_negatives: boxes of the ground truth that no detection matches.
-      predictions: all detections: `true_positives + false_positives`.
-      truths: all boxes of the ground truth: `true_positives + false_negatives`.
+      true_positives: Detections that match a box of the ground truth, each box once.
+      false_positives: Detections that do not.
+      false_negatives: Boxes of the ground truth that no detection matches.
+      predictions: All detections: `true_positives + false_positives`.
+      truths: All boxes of the ground truth: `true_positives + false_negatives`.
     """
 
     true_positives: jax.Array
@@ -50,14 +50,14 @@ def count_detections(
       classes: `(B, M)` int, the class of each box, numbered as the detections' are.
       present: `(B, M)` bool, which of `boxes` there are.
       class_count: C; boxes and detections of other classes than 0 to C - 1 do not count.
-      score_threshold: the least score of a detection that counts, in [0, 1].
-      iou: the least intersection over union of a match.
+      score_threshold: The least score of a detection that counts, in [0, 1].
+      iou: The least intersection over union of a match.
 
     Returns:
       `DetectionCounts`; summed over images, of each class by itself.
 
     Raises:
-      ValueError: the shapes do not belong together.
+      ValueError: The shapes do not belong together.
 
     >>> found = Detections(
     ...     jnp.array([[[0.0, 0, 4, 4], [9, 9, 12, 12]]]), jnp.array([[0.9, 0.5]]),

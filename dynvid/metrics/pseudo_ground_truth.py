@@ -31,7 +31,7 @@ def pseudo_ground_truth(detections: Detections, *, score_threshold: float = 0.5)
 
     Args:
       detections: `(B, K)` of the better detector.
-      score_threshold: the least score of a box that counts, in [0, 1].
+      score_threshold: The least score of a box that counts, in [0, 1].
 
     Returns:
       `GroundTruth` with M = K, in the detections' unit, order and classes.

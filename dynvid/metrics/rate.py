@@ -16,8 +16,8 @@ class BitsPerPixel(NamedTuple):
     """Mean bits per pixel.
 
     Attributes:
-      predicted: of predicted (P) frames only, what IFMDC plots; NaN where there is none.
-      all_frames: of all of them, key frames included; NaN where there is none.
+      predicted: Of predicted (P) frames only, what IFMDC plots; NaN where there is none.
+      all_frames: Of all of them, key frames included; NaN where there is none.
     """
 
     predicted: float
@@ -32,14 +32,14 @@ def bits_per_pixel(sizes: ArrayLike, predicted: ArrayLike, *, pixels: int) -> Bi
     Args:
       sizes: `(frames,)`, bytes.
       predicted: `(frames,)`, bool: True where the frame is a P frame.
-      pixels: of one frame of the *model's input*, whatever is coded, so that methods compare: 416 *
+      pixels: Of one frame of the *model's input*, whatever is coded, so that methods compare: 416 *
         416 = 173 056 for YOLOv3, not the 832 * 832 of its tiled feature map.
 
     Returns:
       Both means.
 
     Raises:
-      ValueError: the two differ in length, a size is negative, or `pixels` is not positive.
+      ValueError: The two differ in length, a size is negative, or `pixels` is not positive.
 
     Exact.
 
@@ -48,11 +48,13 @@ def bits_per_pixel(sizes: ArrayLike, predicted: ArrayLike, *, pixels: int) -> Bi
     """
     found, mask = np.asarray(sizes, np.float64), np.asarray(predicted, bool)
     if found.ndim != 1 or found.shape != mask.shape:
-        raise ValueError(f"sizes {found.shape} and predicted {mask.shape} must both be (frames,)")
+        raise ValueError(
+            f"sizes and predicted must both be (frames,); got {found.shape} and {mask.shape}"
+        )
     if not np.all(found >= 0):
-        raise ValueError(f"sizes must be at least 0 bytes, got {found.min()}")
+        raise ValueError(f"sizes must be at least 0 bytes; got {found.min()}")
     if pixels < 1:
-        raise ValueError(f"pixels must be at least 1, got {pixels}")
+        raise ValueError(f"pixels must be at least 1; got {pixels}")
     means = [
         8 * some.mean().item() / pixels if some.size else np.nan for some in (found[mask], found)
     ]
@@ -66,7 +68,7 @@ def compression_ratio(after: ArrayLike, *, before: float = 24.0) -> np.ndarray |
 
     Args:
       after: `[...]`, bits per pixel.
-      before: bits per pixel; 24 is 8-bit RGB, which the paper leaves open.
+      before: Bits per pixel; 24 is 8-bit RGB, which the paper leaves open.
 
     Returns:
       `[...]`, float64.
@@ -78,7 +80,7 @@ def compression_ratio(after: ArrayLike, *, before: float = 24.0) -> np.ndarray |
     0.0625
     """
     if not before > 0:
-        raise ValueError(f"before must be above 0 bits per pixel, got {before}")
+        raise ValueError(f"before must be above 0 bits per pixel; got {before}")
     return np.asarray(after, np.float64)[()] / before
 
 
@@ -103,7 +105,7 @@ def accuracy_loss_decibels(before: ArrayLike, after: ArrayLike) -> np.ndarray | 
     """
     reference = np.asarray(before, np.float64)
     if not np.all(reference > 0):
-        raise ValueError(f"before must be above 0, got {reference.min()}")
+        raise ValueError(f"before must be above 0; got {reference.min()}")
     loss = (reference - np.asarray(after, np.float64)) / reference
     return 10 * np.log10(np.where(loss > 0, loss, np.nan))[()]
 
@@ -137,7 +139,7 @@ def bjontegaard_delta_rate(
       fewer than 2 points ("cubic": 4), as where quality is the same at every rate.
 
     Raises:
-      ValueError: a curve has fewer than 4 points, its arrays differ in length, a rate is not
+      ValueError: A curve has fewer than 4 points, its arrays differ in length, a rate is not
         positive, or a quality is not finite.
 
     Approximate because curves are interpolated.
@@ -174,14 +176,14 @@ def bjontegaard_delta_quality(
       anchor_quality: `(n,)`, in the unit of `quality`; more is better.
       rate: `(m,)`, at least 4, above 0.
       quality: `(m,)`.
-      interpolation: see `bjontegaard_delta_rate`.
+      interpolation: See `bjontegaard_delta_rate`.
 
     Returns:
       In the unit of quality, above 0 where the codec is better; NaN where the curves share no range
       of rate, or have fewer than 2 ("cubic": 4) different rates.
 
     Raises:
-      ValueError: as `bjontegaard_delta_rate`.
+      ValueError: As `bjontegaard_delta_rate`.
 
     Approximate because curves are interpolated.
 
@@ -206,7 +208,7 @@ def rate_at_loss(
       rate: `(n,)`, above 0.
       quality: `(n,)`, in any order.
       reference: AP_b, the quality without coding, above 0.
-      loss: relative, 0.02 for 2%.
+      loss: Relative, 0.02 for 2%.
 
     Returns:
       In the unit of `rate`, from the upper envelope as in `bjontegaard_delta_rate`, monotone
@@ -214,7 +216,7 @@ def rate_at_loss(
       rate where that is already good enough: nothing is extrapolated, so it is an upper bound.
 
     Raises:
-      ValueError: there is no point, the arrays differ in length, a rate is not positive, a quality
+      ValueError: There is no point, the arrays differ in length, a rate is not positive, a quality
         is not finite, or `reference` is not above 0.
 
     Approximate because the curve is interpolated.
@@ -223,7 +225,7 @@ def rate_at_loss(
     0.2
     """
     if not 0 < reference < np.inf:
-        raise ValueError(f"reference must be above 0, got {reference}")
+        raise ValueError(f"reference must be above 0; got {reference}")
     log_rate, level = upper_envelope(*_curve(rate, quality, "", least=1))
     wanted = reference * (1 - loss)
     if wanted > level[-1]:
@@ -241,11 +243,11 @@ def _curve(
     if rates.ndim != 1 or rates.shape != levels.shape or rates.size < least:
         expected = f"one-dimensional, of at least {least} points, equally long"
         found = f"{rates.shape} and {levels.shape}"
-        raise ValueError(f"{name}rate and {name}quality must be {expected}, got {found}")
+        raise ValueError(f"{name}rate and {name}quality must be {expected}; got {found}")
     if not (np.all(rates > 0) and np.all(np.isfinite(rates))):
-        raise ValueError(f"{name}rate must be finite and above 0, got {rates.tolist()}")
+        raise ValueError(f"{name}rate must be finite and above 0; got {rates.tolist()}")
     if not np.all(np.isfinite(levels)):
-        raise ValueError(f"{name}quality must be finite, got {levels.tolist()}")
+        raise ValueError(f"{name}quality must be finite; got {levels.tolist()}")
     order = np.lexsort((-levels, rates))
     return np.log(rates[order]), levels[order]
 
@@ -284,7 +286,7 @@ def _mean_difference(
     """The mean of `other_y - anchor_y` over the range of x that both have."""
     low, high = max(anchor_x[0], other_x[0]), min(anchor_x[-1], other_x[-1])
     if interpolation not in ("pchip", "cubic"):
-        raise ValueError(f"interpolation must be 'pchip' or 'cubic', got {interpolation!r}")
+        raise ValueError(f"interpolation must be 'pchip' or 'cubic'; got {interpolation!r}")
     least = 2 if interpolation == "pchip" else 4
     if min(anchor_x.size, other_x.size) < least or not low < high:
         return np.nan

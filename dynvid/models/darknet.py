@@ -48,9 +48,9 @@ class Section(NamedTuple):
     """One section of a `.cfg` file.
 
     Attributes:
-      kind: what stands in its brackets, synonyms made one (`conv` is `convolutional`).
-      options: the first value of each key, without spaces.
-      line: where its brackets stand, from 1.
+      kind: What stands in its brackets, synonyms made one (`conv` is `convolutional`).
+      options: The first value of each key, without spaces.
+      line: Where its brackets stand, from 1.
     """
 
     kind: str
@@ -65,13 +65,13 @@ def parse_cfg(text: str) -> tuple[Section, ...]:
     equal keys holds, all as in Darknet.
 
     Args:
-      text: the file's contents.
+      text: The file's contents.
 
     Returns:
       The sections in order.
 
     Raises:
-      ValueError: a line is neither a section nor `key=value`, or stands before the first section.
+      ValueError: A line is neither a section nor `key=value`, or stands before the first section.
 
     >>> parse_cfg("[net]\\nwidth = 416\\n# a comment\\n[conv]\\nsize=3")[1]
     Section(kind='convolutional', options={'size': '3'}, line=4)
@@ -83,13 +83,13 @@ def parse_cfg(text: str) -> tuple[Section, ...]:
             continue
         if line[0] == "[":
             if line[-1] != "]" or len(line) < 3:
-                raise ValueError(f"line {number}: expected [section]; got {_short(line)}")
+                raise ValueError(f"line {number}: must be [section]; got {_short(line)}")
             kind = line[1:-1]
             sections.append(Section(_SYNONYMS.get(kind, kind), {}, number))
             continue
         key, equals, value = line.partition("=")
         if not equals or not key or not value:
-            raise ValueError(f"line {number}: expected key=value; got {_short(line)}")
+            raise ValueError(f"line {number}: must be key=value; got {_short(line)}")
         if not sections:
             raise ValueError(f"line {number}: {_short(line)} stands before the first section")
         options = sections[-1].options
@@ -107,9 +107,9 @@ class Layer:
     """One layer of a Darknet network.
 
     Attributes:
-      kind: its section's name.
-      sources: the layers that it reads; -1 is the images.
-      channels: of its output.
+      kind: Its section's name.
+      sources: The layers that it reads; -1 is the images.
+      channels: Of its output.
     """
 
     kind: str
@@ -122,13 +122,13 @@ class Convolution(Layer):
     """A convolution with its normalisation and activation.
 
     Attributes:
-      depth: channels of its input.
-      size: of the square kernel.
-      stride: both ways.
-      padding: rows and columns of zeros on every side.
-      groups: into how many its channels are divided.
-      normalized: whether batch normalisation follows.
-      activation: one of `ACTIVATIONS`.
+      depth: Channels of its input.
+      size: Of the square kernel.
+      stride: Both ways.
+      padding: Rows and columns of zeros on every side.
+      groups: Into how many its channels are divided.
+      normalized: Whether batch normalisation follows.
+      activation: One of `ACTIVATIONS`.
     """
 
     depth: int
@@ -150,7 +150,7 @@ class Shortcut(Layer):
     """The sum of layers.
 
     Attributes:
-      activation: one of `ACTIVATIONS`.
+      activation: One of `ACTIVATIONS`.
     """
 
     activation: str
@@ -161,8 +161,8 @@ class Route(Layer):
     """The channels of layers, one after the other.
 
     Attributes:
-      groups: into how many parts each layer's channels are divided.
-      group: which part is taken.
+      groups: Into how many parts each layer's channels are divided.
+      group: Which part is taken.
     """
 
     groups: int
@@ -174,7 +174,7 @@ class Upsample(Layer):
     """Every pixel repeated.
 
     Attributes:
-      stride: how often, both ways.
+      stride: How often, both ways.
     """
 
     stride: int
@@ -185,9 +185,9 @@ class MaxPool(Layer):
     """The maxima of square windows.
 
     Attributes:
-      size: of a window.
-      stride: from one to the next.
-      padding: on both sides together; half of it, rounded down, above and on the left.
+      size: Of a window.
+      stride: From one to the next.
+      padding: On both sides together; half of it, rounded down, above and on the left.
     """
 
     size: int
@@ -201,8 +201,8 @@ class Yolo(Layer):
 
     Attributes:
       anchors: (width, height) of its own anchors, those of its mask, in pixels of the input.
-      classes: how many.
-      scale: by how much a box's centre may leave its cell (`scale_x_y`).
+      classes: How many.
+      scale: By how much a box's centre may leave its cell (`scale_x_y`).
     """
 
     anchors: tuple[tuple[float, float], ...]
@@ -280,8 +280,8 @@ class Darknet:
 
     Attributes:
       size: (height, width) of the input that the description names, in pixels; others work too.
-      channels: of the input.
-      layers: in order, numbered from 0.
+      channels: Of the input.
+      layers: In order, numbered from 0.
     """
 
     size: tuple[int, int]
@@ -308,7 +308,7 @@ class Darknet:
         """Random weights: normal kernels of variance 2 / (taps times depth), biases of zero.
 
         Args:
-          seed: of the random numbers.
+          seed: Of the random numbers.
 
         Returns:
           `{"layer_0": {"kernel": (k, k, I, O), "bias": (O,)}, ..., "anchors": ((A, 2), ...),
@@ -338,19 +338,19 @@ class Darknet:
         """Runs the network; `decode_yolov3` makes boxes of what it returns.
 
         Args:
-          params: what `init` or `load_darknet` returns.
-          images: `(streams, H, W, channels)` RGB, floating in [0, 1] or uint8.
+          params: What `init` or `load_darknet` returns.
+          images: `(S, H, W, channels)` RGB, floating in [0, 1] or uint8.
 
         Returns:
-          The raw map of each `[yolo]` layer, `(streams, h, w, A * (5 + classes))` before the
+          The raw map of each `[yolo]` layer, `(S, h, w, A * (5 + classes))` before the
           sigmoid; without such layers the last layer's output alone.
 
         Raises:
-          ValueError: the images do not fit.
+          ValueError: The images do not fit.
         """
         if images.ndim != 4 or images.shape[3] != self.channels:
             raise ValueError(
-                f"images must be (streams, H, W, {self.channels}), got {tuple(images.shape)}"
+                f"images must be (S, H, W, {self.channels}); got {tuple(images.shape)}"
             )
         integer = jnp.issubdtype(images.dtype, jnp.integer)
         outputs = {-1: images.astype(jnp.float32) / 255 if integer else images}
@@ -358,12 +358,14 @@ class Darknet:
             inputs = [outputs[n] for n in layer.sources]
             if len({x.shape[:3] for x in inputs}) > 1:
                 raise ValueError(
-                    f"images of {tuple(images.shape[1:3])} do not fit: layer {i} joins maps of "
-                    f"{' and '.join(str(x.shape[1:3]) for x in inputs)}"
+                    f"images must be of a size that fits; got {tuple(images.shape[1:3])}: "
+                    f"layer {i} joins maps of {' and '.join(str(x.shape[1:3]) for x in inputs)}"
                 )
             x = _apply(layer, inputs, params.get(f"layer_{i}"))
             if not x.size:
-                raise ValueError(f"images of {tuple(images.shape[1:3])} are too small: layer {i}")
+                raise ValueError(
+                    f"images must be large enough for layer {i}; got {tuple(images.shape[1:3])}"
+                )
             outputs[i] = checkpoint_name(x, f"layer_{i}")
         heads = [i for i, layer in enumerate(self.layers) if isinstance(layer, Yolo)]
         return tuple(outputs[i] for i in heads or [len(self.layers) - 1])
@@ -412,13 +414,13 @@ def build_darknet(sections: tuple[Section, ...]) -> Darknet:
     training reads are left aside.
 
     Args:
-      sections: what `parse_cfg` returns.
+      sections: What `parse_cfg` returns.
 
     Returns:
       The network.
 
     Raises:
-      ValueError: a section or an option is missing, unknown or not supported, or does not fit the
+      ValueError: A section or an option is missing, unknown or not supported, or does not fit the
         others; the line says where.
 
     >>> build_darknet(parse_cfg("[net]\\nwidth=8\\nheight=8\\n[lstm]\\n"))
@@ -566,7 +568,7 @@ def yolov3_cfg(*, size: tuple[int, int] = (416, 416), classes: int = 80) -> str:
 
     Args:
       size: (height, width) of the input, in pixels, multiples of 32.
-      classes: how many classes it tells apart.
+      classes: How many classes it tells apart.
 
     Returns:
       The text of a `.cfg` file.

@@ -15,7 +15,7 @@ def from_nnx(module: nnx.Module) -> tuple[Callable[[Params, Frames], Output], Pa
     with its stored statistics, no dropout. The given module stays in the mode that it is in.
 
     Args:
-      module: An `nnx.Module` that maps frames `(streams, H, W, C)` to any pytree. It may hold
+      module: An `nnx.Module` that maps frames `(S, H, W, C)` to any pytree. It may hold
         shapes instead of arrays, as `nnx.eval_shape` makes them; `params` are shapes then.
 
     Returns:

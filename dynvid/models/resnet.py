@@ -41,7 +41,7 @@ class Bottleneck(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `(N, H, W, C)` to `(N, H / stride, W / stride, 4 * width)`."""
+        """Maps `(S, H, W, C)` to `(S, H / stride, W / stride, 4 * width)`."""
         y = x
         for layer in self.shortcut:
             y = layer(y)
@@ -74,7 +74,7 @@ class ResNet50(nnx.Module):
                 depth = 4 * width
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `(N, H, W, 3)` to conv5, `(N, H / 32, W / 32, 2048)`."""
+        """Maps `(S, H, W, 3)` to conv5, `(S, H / 32, W / 32, 2048)`."""
         x = nnx.relu(self.norm(self.stem(x)))
         pads: Any = ((1, 1), (1, 1))  # flax documents pairs but annotates a string
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pads)

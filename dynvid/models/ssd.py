@@ -129,17 +129,17 @@ class SSD512(nnx.Module):
         """Runs the whole network; `decode_ssd` makes boxes of what it returns.
 
         Args:
-          images: `(N, 512, 512, 3)` floating, as `ssd_preprocess` gives them.
+          images: `(S, 512, 512, 3)` floating, as `ssd_preprocess` gives them.
 
         Returns:
-          Locations `(N, 24564, 4)`, offsets from `prior_boxes` in their variances, and confidences
-          `(N, 24564, C)`, before the softmax.
+          Locations `(S, 24564, 4)`, offsets from `prior_boxes` in their variances, and confidences
+          `(S, 24564, C)`, before the softmax.
 
         Raises:
           ValueError: The images have another shape.
         """
         if images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
-            raise ValueError(f"images must be (N, {SIZE}, {SIZE}, 3); got {tuple(images.shape)}")
+            raise ValueError(f"images must be (S, {SIZE}, {SIZE}, 3); got {tuple(images.shape)}")
         *_, conv4_3, conv5_3 = self.vgg.stages(images)
         return self.predict(conv4_3, conv5_3)
 
@@ -147,11 +147,11 @@ class SSD512(nnx.Module):
         """The seven maps that the heads read, by name, from the two of VGG16.
 
         Args:
-          conv4_3: `(N, 64, 64, 512)`, after its rectifier.
-          conv5_3: `(N, 32, 32, 512)`, likewise.
+          conv4_3: `(S, 64, 64, 512)`, after its rectifier.
+          conv5_3: `(S, 32, 32, 512)`, likewise.
 
         Returns:
-          `(N, S, S, channels)` with S = 64, 32, 16, 8, 4, 2, 1.
+          `(S, side, side, channels)` with side = 64, 32, 16, 8, 4, 2, 1.
         """
         pads: Any = ((1, 1), (1, 1))  # flax documents pairs but annotates a string
         x = nnx.max_pool(conv5_3, (3, 3), strides=(1, 1), padding=pads)
@@ -180,10 +180,10 @@ def ssd_preprocess(frames: Frames) -> jax.Array:
     The bilinear resizing is that of `Letterbox.to_network`; the mean is `MEAN`.
 
     Args:
-      frames: `(streams, H, W, 3)` RGB, floating in [0, 1] or uint8.
+      frames: `(S, H, W, 3)` RGB, floating in [0, 1] or uint8.
 
     Returns:
-      `(streams, 512, 512, 3)` floating.
+      `(S, 512, 512, 3)` floating.
 
     Raises:
       ValueError: The frames have another shape.
@@ -194,7 +194,7 @@ def ssd_preprocess(frames: Frames) -> jax.Array:
     Array([1., 0., 0.], dtype=float32)
     """
     if frames.ndim != 4 or frames.shape[3] != 3:
-        raise ValueError(f"frames must be (streams, H, W, 3); got {tuple(frames.shape)}")
+        raise ValueError(f"frames must be (S, H, W, 3); got {tuple(frames.shape)}")
     frames = frames * 255 if jnp.issubdtype(frames.dtype, jnp.floating) else frames
     geometry = letterbox((frames.shape[1], frames.shape[2]), (SIZE, SIZE), placement="stretch")
     images = geometry.to_network(frames)[..., ::-1]
@@ -204,8 +204,8 @@ def ssd_preprocess(frames: Frames) -> jax.Array:
 def prior_boxes() -> np.ndarray:
     """The boxes that the network's outputs are relative to (Liu et al. 2016, section 2.2).
 
-    A position of a source of side S in row i, column j has boxes centred at ((j + 0.5) / S,
-    (i + 0.5) / S): squares of the least size m and of sqrt(m m'), m' that of the next source; then
+    A position of a source of side s in row i, column j has boxes centred at ((j + 0.5) / s,
+    (i + 0.5) / s): squares of the least size m and of sqrt(m m'), m' that of the next source; then
     of m sqrt(a) by m / sqrt(a) for each aspect a = 2, 1/2 and, where a source has them, 3, 1/3.
 
     Returns:
@@ -249,8 +249,8 @@ def decode_ssd(
     without the background.
 
     Args:
-      locations: `(N, 24564, 4)` floating.
-      confidences: `(N, 24564, C)` floating, before the softmax; class 0 is the background.
+      locations: `(S, 24564, 4)` floating.
+      confidences: `(S, 24564, C)` floating, before the softmax; class 0 is the background.
       size: (height, width) of what the boxes shall be pixels of: the network's input, or a frame
         that was stretched to it.
       score_threshold: As in `multilabel_non_maximum_suppression`, like the three below.
@@ -278,7 +278,7 @@ def decode_ssd(
         or confidences.shape[2] < 2
     ):
         raise ValueError(
-            f"locations and confidences must be (N, {len(priors)}, 4) and (N, {len(priors)}, C); "
+            f"locations and confidences must be (S, {len(priors)}, 4) and (S, {len(priors)}, C); "
             f"got {locations.shape} and {confidences.shape}"
         )
     shifts = locations * jnp.array(_VARIANCES, locations.dtype)

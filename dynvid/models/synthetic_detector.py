@@ -30,9 +30,9 @@ class SyntheticOutputs(NamedTuple):
     """What the network says of every cell of 8 x 8 pixels.
 
     Attributes:
-      heatmap: `(streams, H / 8, W / 8, 3)` logits: is the centre of an object of this class here.
-      size: `(streams, H / 8, W / 8, 2)` logarithm of (width, height) in units of 32 pixels.
-      offset: `(streams, H / 8, W / 8, 2)` the centre (x, y) within the cell, in cells.
+      heatmap: `(S, H / 8, W / 8, 3)` logits: is the centre of an object of this class here.
+      size: `(S, H / 8, W / 8, 2)` logarithm of (width, height) in units of 32 pixels.
+      offset: `(S, H / 8, W / 8, 2)` the centre (x, y) within the cell, in cells.
     """
 
     heatmap: jax.Array
@@ -45,7 +45,7 @@ def synthetic_detector(params: Params, frames: Frames) -> SyntheticOutputs:
 
     Args:
       params: `kernel0`, `bias0` and so on, as `init_synthetic_detector` makes them.
-      frames: `(streams, H, W, 3)` RGB, uint8 or floating in [0, 1]; H and W multiples of 8.
+      frames: `(S, H, W, 3)` RGB, uint8 or floating in [0, 1]; H and W multiples of 8.
 
     Returns:
       The raw output maps; `decode_synthetic` makes boxes of them.
@@ -61,7 +61,7 @@ def synthetic_detector(params: Params, frames: Frames) -> SyntheticOutputs:
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.shape[1] % 8 or frames.shape[2] % 8:
         raise ValueError(
-            "frames must be (streams, H, W, 3) with H and W multiples of 8; "
+            "frames must be (S, H, W, 3) with H and W multiples of 8; "
             f"got shape {tuple(frames.shape)}"
         )
     x = frames

@@ -28,10 +28,10 @@ class VGG16(nnx.Module):
             self.groups.append(group)
 
     def stages(self, x: jax.Array) -> list[jax.Array]:
-        """Maps `(N, H, W, 3)` to the last map of each group, before its pooling.
+        """Maps `(S, H, W, 3)` to the last map of each group, before its pooling.
 
         Returns:
-          conv1_2, conv2_2, conv3_3, conv4_3 and conv5_3: `(N, H / 2^i, W / 2^i, C)`, i from 0.
+          Maps conv1_2, conv2_2, conv3_3, conv4_3 and conv5_3: `(S, H / 2^i, W / 2^i, C)`, i from 0.
         """
         maps = []
         for i, group in enumerate(self.groups):
@@ -43,5 +43,5 @@ class VGG16(nnx.Module):
         return maps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `(N, H, W, 3)` to conv5_3, `(N, H / 16, W / 16, 512)`."""
+        """Maps `(S, H, W, 3)` to conv5_3, `(S, H / 16, W / 16, 512)`."""
         return self.stages(x)[-1]

@@ -42,7 +42,7 @@ def decode_yolox(
     score (Ge et al., YOLOX, 2021, section 2.1, anchor-free).
 
     Args:
-      outputs: `(B, N, 5 + C)` floating, scores after their sigmoid; N counts the cells of all
+      outputs: `(S, N, 5 + C)` floating, scores after their sigmoid; N counts the cells of all
         strides, row by row, finest first.
       size: (height, width) of the network's input, in pixels.
       strides: Pixels per cell of each level.
@@ -65,7 +65,7 @@ def decode_yolox(
     cells = sum(rows * columns for rows, columns, _ in levels)
     if outputs.ndim != 3 or outputs.shape[1] != cells or outputs.shape[2] < 6:
         raise ValueError(
-            f"outputs must be (B, {cells}, 5 + classes) for size {size} and strides "
+            f"outputs must be (S, {cells}, 5 + classes) for size {size} and strides "
             f"{strides}; got {outputs.shape}"
         )
     places = jnp.concatenate([_grid(rows, columns, stride) for rows, columns, stride in levels])
@@ -111,7 +111,7 @@ def decode_yolov5(
     anchor a, the score p_objectness p_class.
 
     Args:
-      outputs: One `(B, h, w, A * (5 + C))` floating a level, before the sigmoid.
+      outputs: One `(S, h, w, A * (5 + C))` floating a level, before the sigmoid.
       anchors: `(levels, A, 2)` (width, height) in pixels of the network's input.
       size: (height, width) of the network's input, in pixels.
       score_threshold: As in `non_maximum_suppression`, like the three below.
@@ -132,7 +132,7 @@ def decode_yolov5(
     """
     if anchors.ndim != 3 or len(outputs) != len(anchors):
         raise ValueError(
-            f"{len(outputs)} outputs need anchors ({len(outputs)}, A, 2); got {anchors.shape}"
+            f"anchors must be ({len(outputs)}, A, 2), as there are outputs; got {anchors.shape}"
         )
     score, found, place = _best_cells(outputs, list(anchors), size, max_candidates)
     p = jax.nn.sigmoid(found[..., :4])
@@ -168,10 +168,10 @@ def decode_yolov3(
     and Farhadi, YOLOv3, 2018, section 2.1, where c is 1).
 
     Args:
-      outputs: One `(B, h, w, A * (5 + C))` floating a head, before the sigmoid.
+      outputs: One `(S, h, w, A * (5 + C))` floating a head, before the sigmoid.
       anchors: One `(A, 2)` (width, height) a head, in pixels of the network's input.
       size: (height, width) of the network's input, in pixels.
-      scale_x_y: C, one a head; 1 where it is None.
+      scale_x_y: c, one a head; 1 where it is None.
       score_threshold: As in `non_maximum_suppression`, like the three below.
       iou_threshold: The greatest overlap at which both boxes stay.
       max_candidates: How many boxes of an image are looked at.
@@ -193,8 +193,8 @@ def decode_yolov3(
         a.ndim != 2 or a.shape[1] != 2 for a in anchors
     ):
         raise ValueError(
-            f"{len(outputs)} outputs need as many anchors (A, 2) and scales; got "
-            f"{[a.shape for a in anchors]} and {len(scales)} scales"
+            "anchors and scale_x_y must be (A, 2) and a number for each of "
+            f"{len(outputs)} outputs; got {[a.shape for a in anchors]} and {len(scales)} scales"
         )
     levels = [
         jnp.concatenate([level, jnp.full((len(level), 1), scale)], 1)
@@ -224,13 +224,13 @@ def _best_cells(
     """The best anchors of the best cells of raw head outputs, by objectness times class score.
 
     Args:
-      outputs: One `(B, h, w, A * (5 + C))` a level.
+      outputs: One `(S, h, w, A * (5 + C))` a level.
       levels: One `(A, D)` a level, what is to know about each anchor.
       size: (height, width) of the network's input.
       max_candidates: K, the most that are taken.
 
     Returns:
-      Scores `(B, K)`, falling; their outputs `(B, K, 5 + C)`; and `(B, K, 4 + D)`: column, row,
+      Scores `(S, K)`, falling; their outputs `(S, K, 5 + C)`; and `(S, K, 4 + D)`: column, row,
       horizontal and vertical stride, and what the level says.
     """
     rows, places = [], []
@@ -238,7 +238,10 @@ def _best_cells(
         batch, height, width, channels = output.shape
         count = len(level)
         if channels % count or channels // count < 6:
-            raise ValueError(f"output of shape {output.shape} for {count} anchors a cell")
+            raise ValueError(
+                f"outputs must be (S, h, w, {count} * (5 + C)) for {count} anchors a cell; got "
+                f"{output.shape}"
+            )
         rows.append(output.reshape(batch, height * width * count, channels // count))
         stride = jnp.array([size[1] / width, size[0] / height], jnp.float32)
         cells = _grid(height, width, 0)[:, :2]

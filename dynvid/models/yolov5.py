@@ -26,13 +26,13 @@ def fold_yolov5(tensors: Mapping[str, np.ndarray]) -> Params:
     with gain = scale / sqrt(variance + 0.001), the kernel is W gain, the bias offset - mean gain.
 
     Args:
-      tensors: by name as the published checkpoints have them (`model.0.conv.weight`), any float.
+      tensors: By name as the published checkpoints have them (`model.0.conv.weight`), any float.
 
     Returns:
       `{"model.0": {"kernel": ..., "bias": ...}, ..., "anchors": (3, A, 2)}`, float32.
 
     Raises:
-      ValueError: a tensor that the network needs is missing.
+      ValueError: A tensor that the network needs is missing.
 
     Approximate because folding rounds once more than normalising by itself.
 
@@ -81,27 +81,26 @@ def yolov5(params: Params, frames: Frames) -> tuple[jax.Array, jax.Array, jax.Ar
     """Runs the network; `decode_yolov5` makes boxes of what it returns.
 
     Args:
-      params: what `fold_yolov5` returns.
-      frames: `(streams, H, W, 3)` RGB, floating in [0, 1] or uint8; H and W multiples of 32.
+      params: What `fold_yolov5` returns.
+      frames: `(S, H, W, 3)` RGB, floating in [0, 1] or uint8; H and W multiples of 32.
 
     Returns:
-      The raw outputs at strides 8, 16 and 32: `(streams, H / s, W / s, A * (5 + classes))`, before
+      The raw outputs at strides 8, 16 and 32: `(S, H / s, W / s, A * (5 + classes))`, before
       the sigmoid. The outputs of the stages with branches carry their names in the checkpoint,
       `model.2` to `model.23`, for `dynvid.split`: it is one tensor that crosses `model.2` (stride
       4) and `model.4` (stride 8).
 
     Raises:
-      ValueError: the frames' shape does not fit.
+      ValueError: The frames' shape does not fit.
 
     >>> yolov5({}, jnp.zeros((1, 30, 64, 3)))
     Traceback (most recent call last):
     ...
-    ValueError: frames must be (streams, H, W, 3) with H and W multiples of 32, got (1, 30, 64, 3)
+    ValueError: frames must be (S, H, W, 3) with H and W multiples of 32; got (1, 30, 64, 3)
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.shape[1] % 32 or frames.shape[2] % 32:
         raise ValueError(
-            "frames must be (streams, H, W, 3) with H and W multiples of 32, "
-            f"got {tuple(frames.shape)}"
+            f"frames must be (S, H, W, 3) with H and W multiples of 32; got {tuple(frames.shape)}"
         )
     integer = jnp.issubdtype(frames.dtype, jnp.integer)
     x = frames.astype(jnp.float32) / 255 if integer else frames

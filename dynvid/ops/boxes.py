@@ -12,10 +12,10 @@ class Detections(NamedTuple):
     """A fixed number of detections per image, best first; the rest is marked as not valid.
 
     Attributes:
-      boxes: `(B, K, 4)` floating, `(x0, y0, x1, y1)` in pixels of the network's input.
-      scores: `(B, K)` floating in [0, 1].
-      classes: `(B, K)` int32.
-      valid: `(B, K)` bool; where it is false, boxes and scores are 0 and classes are -1.
+      boxes: `(S, K, 4)` floating, `(x0, y0, x1, y1)` in pixels of the network's input.
+      scores: `(S, K)` floating in [0, 1].
+      classes: `(S, K)` int32.
+      valid: `(S, K)` bool; where it is false, boxes and scores are 0 and classes are -1.
     """
 
     boxes: jax.Array
@@ -63,8 +63,8 @@ def non_maximum_suppression(
     and one is kept unless a kept box of its class overlaps it by more than `iou_threshold`.
 
     Args:
-      boxes: `(B, N, 4)` floating, `(x0, y0, x1, y1)`.
-      scores: `(B, N, C)` floating, one score a class.
+      boxes: `(S, N, 4)` floating, `(x0, y0, x1, y1)`.
+      scores: `(S, N, C)` floating, one score a class.
       score_threshold: The least score that counts.
       iou_threshold: The greatest overlap at which both boxes stay, in [0, 1].
       max_candidates: How many boxes of an image are looked at.
@@ -116,8 +116,8 @@ def multilabel_non_maximum_suppression(
     classes are returned (the output layer of Liu et al. 2016, SSD, section 2.2).
 
     Args:
-      boxes: `(B, N, 4)` floating, `(x0, y0, x1, y1)`.
-      scores: `(B, N, C)` floating, one score a class.
+      boxes: `(S, N, 4)` floating, `(x0, y0, x1, y1)`.
+      scores: `(S, N, C)` floating, one score a class.
       score_threshold: The least score that counts.
       iou_threshold: The greatest overlap at which both boxes stay, in [0, 1].
       max_candidates: How many boxes of a class are looked at.
@@ -157,7 +157,8 @@ def multilabel_non_maximum_suppression(
 def _check_pairs(boxes: jax.Array, scores: jax.Array) -> None:
     if boxes.ndim != 3 or boxes.shape[2] != 4 or boxes.shape[:2] != scores.shape[:2]:
         raise ValueError(
-            f"boxes and scores must be (B, N, 4) and (B, N, C); got {boxes.shape}, {scores.shape}"
+            f"boxes and scores must be (S, N, 4) and (S, N, C); got {boxes.shape} and "
+            f"{scores.shape}"
         )
 
 
@@ -173,9 +174,9 @@ def suppress_sorted(
     """Greedy non-maximum suppression among candidates that are sorted by falling score.
 
     Args:
-      boxes: `(B, N, 4)` floating, `(x0, y0, x1, y1)`.
-      scores: `(B, N)` floating, falling within each image.
-      classes: `(B, N)` int; only boxes of one class suppress each other.
+      boxes: `(S, N, 4)` floating, `(x0, y0, x1, y1)`.
+      scores: `(S, N)` floating, falling within each image.
+      classes: `(S, N)` int; only boxes of one class suppress each other.
       score_threshold: The least score that counts.
       iou_threshold: The greatest overlap at which both boxes stay, in [0, 1].
       max_detections: K, how many are returned.
@@ -228,7 +229,7 @@ def _survivors(
 def _best(
     boxes: jax.Array, scores: jax.Array, classes: jax.Array, kept: jax.Array, max_detections: int
 ) -> Detections:
-    """The best of the `(B, K)` boxes that are kept."""
+    """The best of the `(S, K)` boxes that are kept."""
     missing = max(max_detections - scores.shape[1], 0)
     _, index = lax.top_k(jnp.where(kept, scores, -jnp.inf), max_detections - missing)
     index = jnp.pad(index, ((0, 0), (0, missing)))

@@ -27,16 +27,16 @@ def frame_difference(
     - `"mean"`: `mean_c |I_t,c - I_ref,c|`.
 
     Args:
-      frame: `[B, H, W, C]`, floating or uint8; `C = 3` (red, green, blue) for `"gray"`.
-      reference: same shape and dtype.
-      channels: how the channels of a pixel are taken together.
+      frame: `(S, H, W, C)`, floating or uint8; `C = 3` (red, green, blue) for `"gray"`.
+      reference: Same shape and dtype.
+      channels: How the channels of a pixel are taken together.
 
     Returns:
-      `[B, H, W]` in the frame's unit: uint8 for `"any"` on uint8 frames, else float32 or wider. NaN
+      `(S, H, W)` in the frame's unit: uint8 for `"any"` on uint8 frames, else float32 or wider. NaN
       where a pixel of either side holds NaN.
 
     Raises:
-      ValueError: the frames differ in shape or dtype, are neither floating nor uint8, or do not
+      ValueError: The frames differ in shape or dtype, are neither floating nor uint8, or do not
         have the channels that `"gray"` asks for; an unknown value of `channels`.
 
     Exact for uint8, `"any"`. Approximate for `"gray"` because colours of equal luma are equal to
@@ -67,16 +67,16 @@ def changed_pixels(
     exactly what differs. NaN on either side, or on both, counts as changed.
 
     Args:
-      frame: `[B, H, W, C]`, floating or uint8.
-      reference: same shape and dtype.
-      threshold: theta, in the frame's unit (0..255 for uint8); a number, or `[B]`, one a stream.
-      channels: how the channels of a pixel are taken together, see `frame_difference`.
+      frame: `(S, H, W, C)`, floating or uint8.
+      reference: Same shape and dtype.
+      threshold: Theta, in the frame's unit (0..255 for uint8); a number, or `(S,)`, one a stream.
+      channels: How the channels of a pixel are taken together, see `frame_difference`.
 
     Returns:
-      `bool[B, H, W]`.
+      `bool[S, H, W]`.
 
     Raises:
-      ValueError: as `frame_difference`.
+      ValueError: As `frame_difference`.
 
     Exact for uint8. On floating frames the difference is rounded before it is compared.
 
@@ -101,16 +101,16 @@ def scene_similarity(
     `1 - mean(D)` (DynCNN, section 5: scene similarity, there a mean over the frames of a video).
 
     Args:
-      frame: `[B, H, W, C]`, floating or uint8.
-      reference: same shape and dtype.
-      threshold: theta, in the frame's unit.
-      channels: how the channels of a pixel are taken together, see `frame_difference`.
+      frame: `(S, H, W, C)`, floating or uint8.
+      reference: Same shape and dtype.
+      threshold: Theta, in the frame's unit.
+      channels: How the channels of a pixel are taken together, see `frame_difference`.
 
     Returns:
-      `float32[B]`, from 0 (every pixel changed) to 1 (none did).
+      `float32[S]`, from 0 (every pixel changed) to 1 (none did).
 
     Raises:
-      ValueError: as `frame_difference`.
+      ValueError: As `frame_difference`.
 
     >>> frame = jnp.array([[[[0], [19], [20], [255]]]], jnp.uint8)
     >>> scene_similarity(frame, jnp.zeros_like(frame), threshold=20)
@@ -155,17 +155,19 @@ def _split(image: jax.Array) -> list[jax.Array]:
 
 def _check(frame: jax.Array, reference: jax.Array, channels: str) -> None:
     if channels not in ("any", "gray", "mean"):
-        raise ValueError(f'channels: expected "any", "gray" or "mean", got {channels!r}')
+        raise ValueError(f"channels must be 'any', 'gray' or 'mean'; got {channels!r}")
     if frame.shape != reference.shape or frame.dtype != reference.dtype:
         raise ValueError(
-            f"frame {frame.dtype}{list(frame.shape)} and reference "
-            f"{reference.dtype}{list(reference.shape)} must have the same shape and dtype"
+            f"reference must be {frame.dtype}{list(frame.shape)} as frame; got "
+            f"{reference.dtype}{list(reference.shape)}"
         )
     if frame.ndim != 4 or not (
         frame.dtype == jnp.uint8 or jnp.issubdtype(frame.dtype, jnp.floating)
     ):
         raise ValueError(
-            f"frame: expected floating or uint8 [B, H, W, C], got {frame.dtype}{list(frame.shape)}"
+            f"frame must be floating or uint8 (S, H, W, C); got {frame.dtype}{list(frame.shape)}"
         )
     if channels == "gray" and frame.shape[-1] != 3:
-        raise ValueError(f'channels="gray": expected 3 channels, got {frame.shape[-1]}')
+        raise ValueError(
+            f"frame must have 3 channels where channels is 'gray'; got {frame.shape[-1]}"
+        )

@@ -37,10 +37,10 @@ class Letterbox:
         """Resizes and pads frames: bilinear between pixel centres, without antialiasing.
 
         Args:
-          frames: `(streams, H, W, C)` of `frame_size`; integers are converted to float32.
+          frames: `(S, H, W, C)` of `frame_size`; integers are converted to float32.
 
         Returns:
-          `(streams, *network_size, C)` floating, in the frame's unit.
+          `(S, *network_size, C)` floating, in the frame's unit.
 
         Raises:
           ValueError: The frames have another size.
@@ -56,7 +56,7 @@ class Letterbox:
         """
         if frames.ndim != 4 or tuple(frames.shape[1:3]) != self.frame_size:
             raise ValueError(
-                f"frames must be (streams, {self.frame_size[0]}, {self.frame_size[1]}, C); "
+                f"frames must be (S, {self.frame_size[0]}, {self.frame_size[1]}, C); "
                 f"got {frames.shape}"
             )
         x = frames if jnp.issubdtype(frames.dtype, jnp.floating) else frames.astype(jnp.float32)

@@ -21,7 +21,7 @@ class Worklist(NamedTuple):
     """The active cells of all streams in row-major order, at the static length of all cells.
 
     Attributes:
-      stream: `int32[N]`, the stream of each active cell, `N = B * h * w`.
+      stream: `int32[N]`, the stream of each active cell, `N = S * h * w`.
       row: `int32[N]`, its row in the grid of cells.
       column: `int32[N]`, its column in the grid of cells.
       count: `int32[]`, how many cells are active. Entries past it repeat the last active cell
@@ -63,7 +63,7 @@ def stencil(
       `bool[..., H', W']`.
 
     Raises:
-      ValueError: the mask is not boolean or has fewer than two axes.
+      ValueError: The mask is not boolean or has fewer than two axes.
 
     Exact when every tap of the kernel may be non-zero: no output outside the result can change.
 
@@ -75,7 +75,7 @@ def stencil(
             [0, 0, 1, 1, 1, 0],
             [0, 0, 0, 0, 0, 0]]], dtype=int32)
     """
-    _check(mask, "stencil", 2)
+    _check(mask, "mask", 2)
     # Rows first: a stride over rows leaves less to do for the columns, whose slices are unaligned.
     for axis, index in ((mask.ndim - 2, 0), (mask.ndim - 1, 1)):
         mask = _stencil_axis(
@@ -123,44 +123,6 @@ def _stencil_axis(
     return lax.slice_in_dim(mask, 0, None, stride=stride, axis=axis)
 
 
-def resize(mask: jax.Array, size: Sequence[int]) -> jax.Array:
-    """Resizes masks to another grid by nearest neighbour.
-
-    `m_out(o) = m_in(floor((o + 1/2) * H / H'))` for rows, likewise for columns (Zhu et al. 2018,
-    section 3.2): the pixel-centre convention of `jax.image.resize(..., "nearest")`.
-
-    Args:
-      mask: `bool[..., H, W]`.
-      size: (H', W').
-
-    Returns:
-      `bool[..., H', W']`.
-
-    Raises:
-      ValueError: the mask is not boolean or has fewer than two axes.
-
-    Approximate because shrinking reads one input of each group: a mark that falls between the
-    samples is lost. `to_cells` loses none.
-
-    >>> resize(jnp.array([[True, False], [False, False]]), (4, 4)).astype(int)
-    Array([[1, 1, 0, 0],
-           [1, 1, 0, 0],
-           [0, 0, 0, 0],
-           [0, 0, 0, 0]], dtype=int32)
-    """
-    _check(mask, "resize", 2)
-    for axis, out in ((mask.ndim - 2, size[0]), (mask.ndim - 1, size[1])):
-        length = mask.shape[axis]
-        if out == length:
-            continue
-        if length and out % length == 0:  # the same, without a gather
-            mask = jnp.repeat(mask, out // length, axis=axis)
-        else:
-            source = (2 * np.arange(out) + 1) * length // (2 * out)
-            mask = jnp.take(mask, source, axis=axis, mode="clip")
-    return mask
-
-
 def to_cells(mask: jax.Array, cell: int | Sequence[int]) -> jax.Array:
     """Marks every cell of pixels that holds a marked pixel.
 
@@ -168,20 +130,20 @@ def to_cells(mask: jax.Array, cell: int | Sequence[int]) -> jax.Array:
     reach beyond the frame.
 
     Args:
-      mask: `bool[B, H, W]`.
-      cell: side of a cell in pixels, or (rows, columns).
+      mask: `bool[S, H, W]`.
+      cell: Side of a cell in pixels, or (rows, columns).
 
     Returns:
-      `bool[B, ceil(H / rows), ceil(W / columns)]`.
+      `bool[S, ceil(H / rows), ceil(W / columns)]`.
 
     Raises:
-      ValueError: the mask is not boolean or does not have three axes.
+      ValueError: The mask is not boolean or does not have three axes.
 
     >>> to_cells(jnp.zeros((1, 5, 8), bool).at[0, 4, 1].set(True), 4).astype(int)
     Array([[[0, 0],
             [1, 0]]], dtype=int32)
     """
-    _check(mask, "to_cells", 3, exactly=True)
+    _check(mask, "mask", 3, exactly=True)
     rows, columns = _cell_shape(cell)
     _, height, width = mask.shape
     return stencil(
@@ -196,28 +158,28 @@ def from_cells(cells: jax.Array, cell: int | Sequence[int], size: Sequence[int])
     """Marks every pixel of the marked cells.
 
     Args:
-      cells: `bool[B, h, w]`, as `to_cells` gives it.
-      cell: side of a cell in pixels, or (rows, columns).
+      cells: `bool[S, h, w]`, as `to_cells` gives it.
+      cell: Side of a cell in pixels, or (rows, columns).
       size: (H, W) of the frame, with `h = ceil(H / rows)` and `w = ceil(W / columns)`.
 
     Returns:
-      `bool[B, H, W]`.
+      `bool[S, H, W]`.
 
     Raises:
-      ValueError: the cells are not boolean or do not have three axes, or are not those of `size`.
+      ValueError: The cells are not boolean or do not have three axes, or are not those of `size`.
 
     >>> from_cells(jnp.array([[[False], [True]]]), (1, 3), (2, 3)).astype(int)
     Array([[[0, 0, 0],
             [1, 1, 1]]], dtype=int32)
     """
-    _check(cells, "from_cells", 3, exactly=True)
+    _check(cells, "cells", 3, exactly=True)
     rows, columns = _cell_shape(cell)
     height, width = size
     batch, h, w = cells.shape
     if (h, w) != (-(-height // rows), -(-width // columns)):
         raise ValueError(
-            f"from_cells: cells of {(rows, columns)} cover a frame of {(height, width)} with "
-            f"{(-(-height // rows), -(-width // columns))} cells, got {(h, w)}"
+            f"cells must be {(-(-height // rows), -(-width // columns))} cells of "
+            f"{(rows, columns)} for a frame of {(height, width)}; got {(h, w)}"
         )
     pixels = jnp.broadcast_to(cells[:, :, None, :, None], (batch, h, rows, w, columns))
     return pixels.reshape(batch, h * rows, w * columns)[:, :height, :width]
@@ -229,19 +191,19 @@ def worklist(cells: jax.Array) -> Worklist:
     DynCNN, section 3.2 (the cell index table, CIT).
 
     Args:
-      cells: `bool[B, h, w]`.
+      cells: `bool[S, h, w]`.
 
     Returns:
-      A `Worklist` of static length `B * h * w`: cells of all streams in one list, and their count.
+      A `Worklist` of static length `S * h * w`: cells of all streams in one list, and their count.
 
     Raises:
-      ValueError: the cells are not boolean or do not have three axes.
+      ValueError: The cells are not boolean or do not have three axes.
 
     >>> work = worklist(jnp.array([[[False, True]], [[True, False]]]))
     >>> print(work.count, work.stream, work.row, work.column)
     2 [0 1 1 1] [0 0 0 0] [1 0 0 0]
     """
-    _check(cells, "worklist", 3, exactly=True)
+    _check(cells, "cells", 3, exactly=True)
     _, height, width = cells.shape
     active = cells.reshape(-1)
     index = jnp.arange(active.size, dtype=jnp.int32)
@@ -282,6 +244,6 @@ def _check(mask: jax.Array, name: str, axes: int, *, exactly: bool = False) -> N
     fits = mask.ndim == axes if exactly else mask.ndim >= axes
     if mask.dtype != bool or not fits:
         raise ValueError(
-            f"{name}: expected a boolean mask of {axes}{'' if exactly else ' or more'} axes, "
+            f"{name} must be boolean and of {axes}{'' if exactly else ' or more'} axes; "
             f"got {mask.dtype}{list(mask.shape)}"
         )

@@ -21,7 +21,7 @@ def moved_beyond(
     Args:
       new: `(n, ...)`.
       old: Same shape and dtype.
-      tolerance: tau, in the value's unit, `float32[n]` or `float32[1]`.
+      tolerance: Tau, in the value's unit, `float32[n]` or `float32[1]`.
       axes: Which axes are joined: any value that moved marks the position.
 
     Returns:

@@ -39,23 +39,23 @@ def pixel_sparse_conv(
     those of each output pixel.
 
     Args:
-      x: `[B, H, W, C]`, the input.
-      kernel: `[kh, kw, C / groups, C']`.
-      previous: `[B, H', W', C']`, the output for the previous input.
-      mask: `bool[B, H, W]`, the input pixels that changed.
+      x: `(S, H, W, C)`, the input.
+      kernel: `(kh, kw, C / groups, C')`.
+      previous: `(S, H', W', C')`, the output for the previous input.
+      mask: `bool[S, H, W]`, the input pixels that changed.
       strides: (rows, columns).
       padding: ((top, bottom), (left, right)), of zeros; negative values crop.
       dilation: (rows, columns) between the kernel's taps.
-      groups: number of channel groups, C for a depthwise convolution.
-      capacity: how many output pixels to make room for, by default all `B * H' * W'`. Where more
+      groups: Number of channel groups, C for a depthwise convolution.
+      capacity: How many output pixels to make room for, by default all `S * H' * W'`. Where more
         are impacted the convolution runs dense: nothing is ever left out.
-      precision: of the products, as in `lax.conv_general_dilated`.
+      precision: Of the products, as in `lax.conv_general_dilated`.
 
     Returns:
-      `[B, H', W', C']`. Differentiable with respect to `x`, `kernel` and `previous`.
+      `(S, H', W', C')`. Differentiable with respect to `x`, `kernel` and `previous`.
 
     Raises:
-      ValueError: shapes that do not fit one another, or a capacity below one.
+      ValueError: Shapes that do not fit one another, or a capacity below one.
 
     Exact when `previous` is the convolution of an input that differs from `x` under the mask only;
     bit for bit on integer values, up to the order of summation on others.
@@ -137,20 +137,20 @@ def convolve_pixels(
     the contributions.
 
     Args:
-      x: `[B, H, W, C]`, the input; zero outside.
-      kernel: `[kh, kw, C / groups, C']`.
+      x: `(S, H, W, C)`, the input; zero outside.
+      kernel: `(kh, kw, C / groups, C')`.
       stream: `int32[N]`, the stream of each output pixel.
       row: `int32[N]`, its row in the output.
       column: `int32[N]`, its column in the output.
       strides: (rows, columns).
       padding: ((top, bottom), (left, right)); top and left count.
       dilation: (rows, columns) between the kernel's taps.
-      groups: number of channel groups, C for a depthwise convolution.
-      precision: of the products, as in `lax.conv_general_dilated`.
-      preferred_element_type: of the result, as in `lax.conv_general_dilated`.
+      groups: Number of channel groups, C for a depthwise convolution.
+      precision: Of the products, as in `lax.conv_general_dilated`.
+      preferred_element_type: Of the result, as in `lax.conv_general_dilated`.
 
     Returns:
-      `[N, C']`.
+      `(N, C')`.
 
     Exact on integer values, up to the order of summation on others.
 
@@ -225,7 +225,7 @@ def check_convolution(
         raise ValueError(f"mask must be {list(x.shape[:3])} as x; got {list(mask.shape)}")
     if x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
         raise ValueError(
-            f"kernel must be [kh, kw, C / groups, O] for C = {x.shape[3]} and groups = {groups}"
+            f"kernel must be (kh, kw, C / groups, O) for C = {x.shape[3]} and groups = {groups}"
             f" with O a multiple of groups; got {list(kernel.shape)}"
         )
     rows, columns = (

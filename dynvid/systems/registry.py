@@ -143,8 +143,8 @@ def _incremental(
         layers = explain(fn, params, frames[0]).layers
         if unknown := [name for name in truncation if name not in layers]:
             raise ValueError(
-                f"truncation names layers that the network does not have: {', '.join(unknown)}; "
-                "dynvid explain lists them"
+                "truncation must name layers of the network, which dynvid explain lists; got "
+                f"{', '.join(unknown)}"
             )
     return incremental(fn, **options)
 
@@ -169,7 +169,9 @@ def _ifmdc(
     **codec: Any,
 ) -> VideoFunction:
     if at is None:
-        raise ValueError("at must be the name of a feature map, such as model.4 or layer_12")
+        raise ValueError(
+            "at must be the name of a feature map, such as model.4 or layer_12; got None"
+        )
     if low is None or high is None:
         seen = calibrated_settings(fn, params, frames, at=at)
         low, high = (seen.low if low is None else low), (seen.high if high is None else high)
@@ -251,7 +253,7 @@ SYSTEMS: dict[str, System] = {
             options={
                 "at": Option(
                     None,
-                    "the name of a feature map, such as model.4 or layer_12",
+                    "the name of a feature map, such as model.4 or layer_12; got None",
                     lambda value: isinstance(value, str) and value != "",
                 ),
                 "front": choice_option("incremental", "dense"),

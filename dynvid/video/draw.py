@@ -375,7 +375,7 @@ def draw_work_bar(frame: np.ndarray, work: Sequence[float]) -> np.ndarray:
     (534, 640, 3)
     """
     if len(work) == 0:
-        raise ValueError("work must have at least one entry, the frame's own")
+        raise ValueError("work must have at least one entry, the frame's own; got none")
     height, width = frame.shape[:2]
     strip = max(40, 2 * round(height / 18))
     image = Image.new("RGB", (width, strip), _PANEL)

@@ -86,7 +86,7 @@ class VideoSource:
         if size is not None and min(size) < 1:
             raise VideoError(f"size must be (height, width) of at least 1 pixel; got {size}")
         if letterbox and size is None:
-            raise VideoError("letterbox needs a size to fit the frames into")
+            raise VideoError("size must be given with letterbox; got None")
         self.name = str(source)
         self.fps = self.length = None
         self._target = size

@@ -58,9 +58,9 @@ def plot_report(
         named["dense_seconds"] = dense_seconds
     for name, values in named.items():
         if len(values) != count:
-            raise ValueError(f"{name} has {len(values)} entries where mac_fraction has {count}")
+            raise ValueError(f"{name} must have {count} entries as mac_fraction; got {len(values)}")
     if count == 0:
-        raise ValueError("mac_fraction must have at least one entry")
+        raise ValueError("mac_fraction must have at least one entry; got none")
 
     figure = Figure(figsize=(9, 7.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)

@@ -72,7 +72,7 @@ class VideoWriter:
         if self._shape is None:
             self._open(frame.shape)
         elif frame.shape != self._shape:
-            raise VideoError(f"frame has shape {frame.shape} where those before have {self._shape}")
+            raise VideoError(f"frame must be {self._shape} as those before; got {frame.shape}")
         height, width = frame.shape[:2]
         if height % 2 or width % 2:
             frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

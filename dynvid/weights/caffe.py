@@ -35,7 +35,7 @@ def load_caffe(path: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, ...]
     """The weights of a Caffe network by layer name, in the order of the file.
 
     Args:
-      path: the `.caffemodel` file, of today's layers (`layer`) or of those before 2014 (`layers`).
+      path: The `.caffemodel` file, of today's layers (`layer`) or of those before 2014 (`layers`).
 
     Returns:
       The blobs of every layer that has any: `(kernel, bias)` of a convolution, the kernel OIHW.
@@ -43,8 +43,8 @@ def load_caffe(path: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, ...]
       is `(O,)`, in old files `(1, 1, 1, O)`.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is damaged, incomplete, not a Caffe network or without weights; two
+      FileNotFoundError: There is no such file.
+      ValueError: The file is damaged, incomplete, not a Caffe network or without weights; two
         layers with weights have the same name.
 
     Exact: every number is as it is in the file.
@@ -68,17 +68,17 @@ def load_ssd512(
     """The network of a released SSD512 model and its weights.
 
     Args:
-      path: the `.caffemodel` file; how many classes it was trained on follows from its shapes.
+      path: The `.caffemodel` file; how many classes it was trained on follows from its shapes.
 
     Returns:
-      `(fn, params)`: `fn(params, images)` takes images `(N, 512, 512, 3)`, floating, as
+      `(fn, params)`: `fn(params, images)` takes images `(S, 512, 512, 3)`, floating, as
       `dynvid.models.ssd.ssd_preprocess` makes them of frames: BGR of 0..255 less (104, 117, 123).
-      It returns what `SSD512` does: locations `(N, 24564, 4)` and confidences `(N, 24564, C)`,
+      It returns what `SSD512` does: locations `(S, 24564, 4)` and confidences `(S, 24564, C)`,
       before the softmax. `params` is as `from_nnx(SSD512(C))` gives it, kernels HWIO.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is not a complete Caffe model, or of another network: all layers that
+      FileNotFoundError: There is no such file.
+      ValueError: The file is not a complete Caffe model, or of another network: all layers that
         are missing, unknown or of another shape are named.
 
     Exact where the file holds float32, as the released ones do; doubles are rounded to it.

@@ -25,19 +25,19 @@ def load_darknet(
     sqrt(variance + 1e-6), the kernel is W gain, the bias offset - mean gain.
 
     Args:
-      cfg: the description.
-      weights: the `.weights` file that goes with it; random weights where there is none.
-      seed: of random weights.
+      cfg: The description.
+      weights: The `.weights` file that goes with it; random weights where there is none.
+      seed: Of random weights.
 
     Returns:
-      `(fn, params)`: `fn(params, images)` takes images `(streams, H, W, 3)`, RGB, floating in
+      `(fn, params)`: `fn(params, images)` takes images `(S, H, W, 3)`, RGB, floating in
       [0, 1] or uint8, and returns the raw map of each head, which
       `decode_yolov3(outputs, params["anchors"], ...)` makes boxes of; `fn.size` is the (height,
       width) that the description names.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the description is damaged or asks for what is not supported, or the weights do
+      FileNotFoundError: There is no such file.
+      ValueError: The description is damaged or asks for what is not supported, or the weights do
         not belong to it: the file, and the line or the layer, are named.
 
     Approximate because folding rounds once more than normalising by itself.
@@ -107,7 +107,7 @@ def _parameters(network: Darknet, data: bytes) -> Params:
             scale, mean, variance = part[count:rows].reshape(3, count)
             if variance.min() < 0:
                 raise ValueError(f"layer {i}: a variance is negative")
-            with np.errstate(over="ignore", invalid="ignore"):  # told below
+            with np.errstate(over="ignore", invalid="ignore"):  # reported below
                 gain = scale / np.sqrt(variance + np.float32(_EPSILON))
                 kernel, bias = kernel * gain, bias - mean * gain
         if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):

@@ -31,7 +31,7 @@ _STRUCTURAL = {
     "Resize": 1, "Slice": 1, "Split": 1, "Squeeze": 1, "Tile": 1, "Unsqueeze": 1, "Upsample": 1,
     "ReduceL2": 1, "ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "ReduceProd": 1, "ReduceSum": 1,
 }  # fmt: skip
-"""The first input of each operator that must be known while tracing, as all after it must be."""
+"""The first input of each operator that must be constant, as all after it must be."""
 
 
 def load_onnx(path: str | os.PathLike[str]) -> tuple["OnnxFunction", Params]:
@@ -42,18 +42,18 @@ def load_onnx(path: str | os.PathLike[str]) -> tuple["OnnxFunction", Params]:
     function traces as a JAX model written by hand would.
 
     Args:
-      path: the `.onnx` file; tensors stored beside it (external data) are read too.
+      path: The `.onnx` file; tensors stored beside it (external data) are read too.
 
     Returns:
-      `(fn, params)`: `fn(params, frames)` takes frames `(streams, H, W, C)`, floating, in the unit
+      `(fn, params)`: `fn(params, frames)` takes frames `(S, H, W, C)`, floating, in the unit
       that the network was trained on, and returns the graph's output in the graph's own layout
       (a dict by name where there are several); `params` is a dict of arrays by their names in the
       file. A graph that was exported for one image takes several streams all the same.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ImportError: the package `onnx` is missing (`pip install "dynvid[onnx]"`).
-      ValueError: the file is not a complete ONNX model; it has operators that are not supported
+      FileNotFoundError: There is no such file.
+      ImportError: The package `onnx` is missing (`pip install "dynvid[onnx]"`).
+      ValueError: The file is not a complete ONNX model; it has operators that are not supported
         (all of them are named); it does not take exactly one input.
 
     Approximate because sums are taken in another order than by other runtimes, and 64-bit numbers
@@ -74,7 +74,7 @@ def load_onnx(path: str | os.PathLike[str]) -> tuple["OnnxFunction", Params]:
     sources = [i for i in graph.input if i.name not in constants]
     if len(sources) != 1:
         names = ", ".join(i.name for i in sources) or "none"
-        raise ValueError(f"{path}: expected a graph with one input, the frames; it has: {names}")
+        raise ValueError(f"{path}: the graph must have one input, the frames; got {names}")
     evaluate = _Evaluator(onnx, model.ir_version, opset)
     nodes = _fold_constants(nodes, constants, evaluate)
     outputs = tuple(o.name for o in graph.output)
@@ -105,15 +105,15 @@ class OnnxFunction:
     """A graph as `fn(params, frames)`, made by `load_onnx`.
 
     Attributes:
-      name: the file it came from, for messages.
-      shape: the input's shape as the graph states it, `None` where any size is taken.
-      dtype: the element type of the input.
-      source: the input's name.
-      outputs: the outputs' names.
-      nodes: what is left to compute, in order.
-      statics: constants that must be known while tracing.
-      orders: in which order of axes each weight is stored.
-      evaluate: computes one node on NumPy arrays (shape arithmetic).
+      name: The file it came from, for messages.
+      shape: The input's shape as the graph states it, `None` where any size is taken.
+      dtype: The element type of the input.
+      source: The input's name.
+      outputs: The outputs' names.
+      nodes: What is left to compute, in order.
+      statics: Constants that stay NumPy arrays while tracing.
+      orders: In which order of axes each weight is stored.
+      evaluate: Computes one node on NumPy arrays (shape arithmetic).
     """
 
     name: str
@@ -128,7 +128,7 @@ class OnnxFunction:
 
     @property
     def channels_first(self) -> bool:
-        """Whether the graph takes images as `(N, C, H, W)`; frames are `(N, H, W, C)` always."""
+        """Whether the graph takes images as `(N, C, H, W)`; frames are `(S, H, W, C)` always."""
         if len(self.shape) != 4:
             return False
         few = (1, 3, 4)
@@ -140,7 +140,7 @@ class OnnxFunction:
         return tuple(self.shape[axis] for axis in (NHWC if self.channels_first else range(4)))[1:]
 
     def __call__(self, params: Params, frames: Frames) -> Output:
-        """The outputs for frames `(streams, H, W, C)`; see `load_onnx`."""
+        """The outputs for frames `(S, H, W, C)`; see `load_onnx`."""
         self._check(frames)
         frames = jnp.asarray(frames).astype(self.dtype)
         streams = frames.shape[0]
@@ -206,12 +206,10 @@ class OnnxFunction:
         )
         if not fits:
             wanted = ", ".join(str(size or "any") for size in expected[1:])
-            raise ValueError(
-                f"{self.name}: frames of shape {frames.shape}, expected (streams, {wanted})"
-            )
+            raise ValueError(f"{self.name}: frames must be (S, {wanted}); got {frames.shape}")
         kind = jnp.floating if np.issubdtype(self.dtype, np.floating) else self.dtype
         if not jnp.issubdtype(frames.dtype, kind):
-            raise ValueError(f"{self.name}: frames are {frames.dtype}, expected {self.dtype}")
+            raise ValueError(f"{self.name}: frames must be {self.dtype}; got {frames.dtype}")
 
 
 class _MixesStreams(Exception):  # noqa: N818  (not an error: it asks for one stream at a time)
@@ -388,7 +386,7 @@ def _needed(nodes: list[Node], outputs: tuple[str, ...]) -> list[Node]:
 def _split_weights(
     nodes: list[Node], constants: dict[str, np.ndarray], outputs: tuple[str, ...]
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, ...]], dict[str, np.ndarray]]:
-    """Weights, the order of axes each is stored in, and what must be known while tracing."""
+    """Weights, the order of axes each is stored in, and what must be constant while tracing."""
     structural: set[str] = set()
     weighted: set[str] = set()
     orders: dict[str, tuple[int, ...]] = {}

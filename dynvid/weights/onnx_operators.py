@@ -1,6 +1,6 @@
 """ONNX operators as JAX traces them best: activations are carried channels-last.
 
-A value of the graph is either a NumPy array, known while tracing (shapes, axes, scalars), or a
+A value of the graph is either a NumPy array, constant while tracing (shapes, axes, scalars), or a
 `Tensor`: an array stored in an order of axes of its own. Operators that do not care about the
 order (elementwise, concatenation, reductions) run in the order they find, `Transpose` only renames
 axes, and data moves only where an operator asks for another order. So a network exported as NCHW

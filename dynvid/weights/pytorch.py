@@ -40,14 +40,14 @@ def load_pytorch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     `model_state_dict`, `ema` or `model` is read from there.
 
     Args:
-      path: the `.pt` or `.pth` file: a zip archive, or the older format of PyTorch before 1.6.
+      path: The `.pt` or `.pth` file: a zip archive, or the older format of PyTorch before 1.6.
 
     Returns:
       Arrays by name, in the layout and dtype of the file (convolution kernels are OIHW).
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is not a complete checkpoint, or holds no tensors.
+      FileNotFoundError: There is no such file.
+      ValueError: The file is not a complete checkpoint, or holds no tensors.
 
     Exact: every number is as it is in the file.
 

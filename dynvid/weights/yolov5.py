@@ -16,15 +16,15 @@ def load_yolov5(
     """The network of a YOLOv5 checkpoint (version 6, any size) and its weights.
 
     Args:
-      path: the `.pt` file; nothing pickled in it is run.
+      path: The `.pt` file; nothing pickled in it is run.
 
     Returns:
       `(fn, params)`: `fn` is `dynvid.models.yolov5.yolov5`; `params["anchors"]` are in pixels, as
       `decode_yolov5` takes them.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is not a complete checkpoint, or of another network.
+      FileNotFoundError: There is no such file.
+      ValueError: The file is not a complete checkpoint, or of another network.
 
     >>> fn, params = load_yolov5("yolov5n.pt")  # doctest: +SKIP
     >>> outputs = jax.jit(fn)(params, frames)  # doctest: +SKIP

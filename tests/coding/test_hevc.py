@@ -156,7 +156,7 @@ def test_options_are_refused_before_any_frame_is_taken(options, message):
     [
         (np.zeros((8, 8), np.float32), r"frame 1 must be uint8\(H, W\) for gray; got float32"),
         (np.zeros((8, 8, 3), np.uint8), r"frame 1 must be uint8\(H, W\) for gray"),
-        (np.zeros((8, 9), np.uint8), r"frame 1 has shape \(8, 9\), the first has \(8, 8\)"),
+        (np.zeros((8, 9), np.uint8), r"frame 1 must be \(8, 8\) as the first; got \(8, 9\)"),
     ],
 )
 def test_frames_are_checked(frame, message):

@@ -433,9 +433,9 @@ def test_one_executable_serves_all_frames():
 # What cannot be.
 
 
-def test_unknown_names_are_told_with_those_that_exist():
+def test_unknown_names_are_reported_with_those_that_exist():
     front, _ = split(named(skip), at="v99")
-    with pytest.raises(ValueError, match=r"'v99'.*its names are: v0, v1, v2"):
+    with pytest.raises(ValueError, match=r"at must name .*; got 'v99'.*its names are: v0, v1, v2"):
         front(SKIP, frames())
     front, _ = split(lambda p, x: x * p, at="y")
     with pytest.raises(ValueError, match="its names are: none"):
@@ -447,7 +447,7 @@ def test_a_name_that_no_output_needs_is_unknown():
         checkpoint_name(x * p, "lost")
         return checkpoint_name(x + p, "kept")
 
-    with pytest.raises(ValueError, match=r"'lost'.*names are: kept"):
+    with pytest.raises(ValueError, match=r"got 'lost'.*names are: kept"):
         split(fn, at=("kept", "lost")).front(1.0, frames())
 
 
@@ -461,7 +461,7 @@ def test_a_value_of_parameters_alone_is_no_cut():
     def fn(p, x):
         return x * checkpoint_name(p * 2, "gain")
 
-    with pytest.raises(ValueError, match="'gain' does not depend on the frames"):
+    with pytest.raises(ValueError, match="at must name what depends on the frames; got 'gain'"):
         split(fn, at="gain").front(1.0, frames())
 
 

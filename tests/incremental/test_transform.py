@@ -35,7 +35,7 @@ def test_unknown_channels_and_gray_without_colours():
     with pytest.raises(ValueError, match="luma"):
         video.step((), video.init((), FRAMES)[0], FRAMES)
     video = dynvid.incremental(double, channels="gray")
-    with pytest.raises(ValueError, match="3 channels, got 2"):
+    with pytest.raises(ValueError, match=r"3 channels .*; got 2"):
         video.step((), video.init((), FRAMES[..., :2])[0], FRAMES[..., :2])
 
 

@@ -144,7 +144,7 @@ def test_frames_of_whole_numbers_have_thresholds_of_whole_numbers(params, clip):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": 2.0}, r"target is 2.0.*1.0"),
+        ({"target": 2.0}, r"target must be at most 1\.0.*; got 2\.0"),
         ({"target": 0.9, "thresholds": ()}, "thresholds"),
         ({"target": 0.9, "thresholds": (-1,)}, r"thresholds.*-1"),
         ({"target": 0.9, "truncations": (0.5, 0.5)}, r"truncations.*rising"),

@@ -115,5 +115,5 @@ def test_nothing_to_count():
 
 def test_classes_of_another_shape_are_refused():
     found, boxes, classes, present = random_case(0)
-    with pytest.raises(ValueError, match=r"classes must be \(3, 6\) .* got \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"classes must be \(3, 6\) .*; got \(3, 5\)"):
         count_detections(found, boxes, classes[:, :5], present, class_count=3, score_threshold=0.5)

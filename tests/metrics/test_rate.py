@@ -192,11 +192,14 @@ def test_figures_of_merit():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: bits_per_pixel([1, 2], [True], pixels=4), r"sizes \(2,\) and predicted \(1,\)"),
+        (
+            lambda: bits_per_pixel([1, 2], [True], pixels=4),
+            r"sizes and predicted must both be .*; got \(2,\) and \(1,\)",
+        ),
         (lambda: bits_per_pixel([1, -2], [True] * 2, pixels=4), r"sizes .* got -2\.0"),
-        (lambda: bits_per_pixel([1], [True], pixels=0), "pixels must be at least 1, got 0"),
-        (lambda: compression_ratio(1, before=0), "before must be above 0 bits per pixel, got 0"),
-        (lambda: accuracy_loss_decibels([0.5, 0], 0.1), r"before must be above 0, got 0\.0"),
+        (lambda: bits_per_pixel([1], [True], pixels=0), "pixels must be at least 1; got 0"),
+        (lambda: compression_ratio(1, before=0), "before must be above 0 bits per pixel; got 0"),
+        (lambda: accuracy_loss_decibels([0.5, 0], 0.1), r"before must be above 0; got 0\.0"),
         (
             lambda: bjontegaard_delta_rate(RATE, QUALITY, RATE[:3], QUALITY[:3]),
             r"^rate and quality must be .* at least 4 points.* got \(3,\) and \(3,\)",
@@ -209,9 +212,9 @@ def test_figures_of_merit():
         (lambda: bjontegaard_delta_rate(RATE, RATE * np.nan, RATE, RATE), "^anchor_quality must"),
         (
             lambda: bjontegaard_delta_rate(RATE, RATE, RATE, RATE, interpolation="akima"),  # type: ignore
-            "interpolation must be 'pchip' or 'cubic', got 'akima'",
+            "interpolation must be 'pchip' or 'cubic'; got 'akima'",
         ),
-        (lambda: rate_at_loss(RATE, QUALITY, reference=0), "reference must be above 0, got 0"),
+        (lambda: rate_at_loss(RATE, QUALITY, reference=0), "reference must be above 0; got 0"),
         (lambda: rate_at_loss([], [], reference=1), "at least 1 points"),
     ],
 )

@@ -171,7 +171,7 @@ def test_yolov3_carries_what_later_layers_read(yolov3, shapes, at, others):
     assert list(features.others) == others
 
 
-def test_unknown_layers_are_told(yolov3, shapes):
+def test_unknown_layers_are_reported(yolov3, shapes):
     with pytest.raises(ValueError, match=r"'layer_107'.* layer_0, layer_1"):
         jax.eval_shape(dynvid.split(yolov3, at="layer_107").front, *shapes)
 
@@ -264,11 +264,11 @@ def test_boxes_are_those_of_the_paper(scales):
 def test_outputs_and_anchors_must_belong_together():
     output, anchors = jnp.zeros((1, 2, 2, 12)), jnp.ones((2, 2))
     for given, scales in (([], None), ([anchors, anchors], None), ([anchors[0]], None)):
-        with pytest.raises(ValueError, match="1 outputs need as many anchors"):
+        with pytest.raises(ValueError, match=r"anchors and scale_x_y must be .* each of 1 outputs"):
             decode_yolov3([output], given, size=(8, 8), scale_x_y=scales)
-    with pytest.raises(ValueError, match="1 outputs need as many anchors"):
+    with pytest.raises(ValueError, match=r"anchors and scale_x_y must be .* each of 1 outputs"):
         decode_yolov3([output], [anchors], size=(8, 8), scale_x_y=[1.0, 1.0])
-    with pytest.raises(ValueError, match="for 2 anchors a cell"):
+    with pytest.raises(ValueError, match="for 2 anchors a cell; got"):
         decode_yolov3([output[..., :11]], [anchors], size=(8, 8))
 
 
@@ -309,9 +309,9 @@ YOLO = conv(14, activation="linear") + "[yolo]\nanchors=1,2,3,4\nclasses=2\n"
         ("", r"first section must be \[net\]"),
         ("[convolutional]\n", r"first section must be \[net\]"),
         ("width=3\n", "line 1: 'width=3' stands before"),
-        ("[net\nwidth=3\n", r"line 1: expected \[section\]; got '\[net'"),
-        ("[net]\nwidth\n", "line 2: expected key=value; got 'width'"),
-        ("[net]\nwidth=\n", "line 2: expected key=value"),
+        ("[net\nwidth=3\n", r"line 1: must be \[section\]; got '\[net'"),
+        ("[net]\nwidth\n", "line 2: must be key=value; got 'width'"),
+        ("[net]\nwidth=\n", "line 2: must be key=value"),
         ("[net]\nwidth=8\n" + YOLO, r"line 1, \[net\]: height is missing"),
         ("[net]\nwidth=8\nheight=-8\n" + YOLO, "height must be one whole number of at least 1"),
         (NET, "there is no layer"),
@@ -352,7 +352,7 @@ def test_what_a_description_may_not_say(text, what):
 def test_images_that_do_not_fit_are_refused():
     network = build(SMALL)
     params = network.init()
-    with pytest.raises(ValueError, match=r"images must be \(streams, H, W, 3\), got \(1, 8, "):
+    with pytest.raises(ValueError, match=r"images must be \(S, H, W, 3\); got \(1, 8, "):
         network(params, jnp.zeros((1, 8, 8, 1)))
     joined = build(
         conv(4, stride=2) + "[upsample]\nstride=2\n" + conv(4) + "[route]\nlayers=-1,0\n"
@@ -360,7 +360,7 @@ def test_images_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"layer 3 joins maps of \(8, 8\) and \(4, 4\)"):
         joined(joined.init(), jnp.zeros((1, 8, 8, 3)))
     narrow = build("[convolutional]\nfilters=2\nsize=5\nactivation=linear\n")
-    with pytest.raises(ValueError, match="too small: layer 0"):
+    with pytest.raises(ValueError, match=r"images must be large enough for layer 0; got \(4, 8\)"):
         narrow(narrow.init(), jnp.zeros((1, 4, 8, 3)))
 
 

@@ -156,13 +156,13 @@ def test_sources_shrink_from_64_to_1():
 
 
 def test_other_images_are_refused():
-    with pytest.raises(ValueError, match=r"\(N, 512, 512, 3\); got \(1, 300, 300, 3\)"):
+    with pytest.raises(ValueError, match=r"\(S, 512, 512, 3\); got \(1, 300, 300, 3\)"):
         jax.eval_shape(
             ssd512,
             SHAPES,
             jax.ShapeDtypeStruct((1, 300, 300, 3), "f4"),
         )
-    with pytest.raises(ValueError, match=r"\(streams, H, W, 3\); got \(4, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"\(S, H, W, 3\); got \(4, 4, 3\)"):
         ssd_preprocess(jnp.zeros((4, 4, 3)))
 
 
@@ -407,7 +407,7 @@ def test_the_head_finds_a_box_in_a_stretched_frame():
 
 
 def test_outputs_of_another_network_are_refused():
-    with pytest.raises(ValueError, match=r"\(N, 24564, 4\) .* got \(1, 8732, 4\)"):
+    with pytest.raises(ValueError, match=r"\(S, 24564, 4\) .* got \(1, 8732, 4\)"):
         decode_ssd(jnp.zeros((1, 8732, 4)), jnp.zeros((1, 8732, 21)))
     with pytest.raises(ValueError, match=r"and \(2, 24564, 21\)"):
         decode_ssd(jnp.zeros((1, PRIORS, 4)), jnp.zeros((2, PRIORS, 21)))

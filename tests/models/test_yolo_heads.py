@@ -43,9 +43,9 @@ def test_yolov5_cell_is_decoded_where_it_lies():
 
 
 def test_shapes_that_do_not_belong_together_are_refused():
-    with pytest.raises(ValueError, match=r"must be \(B, 21, 5 \+ classes\)"):
+    with pytest.raises(ValueError, match=r"must be \(S, 21, 5 \+ classes\)"):
         decode_yolox(jnp.zeros((1, 20, 85)), size=(32, 32))
-    with pytest.raises(ValueError, match="for 2 anchors a cell"):
+    with pytest.raises(ValueError, match="for 2 anchors a cell; got"):
         decode_yolov5([jnp.zeros((1, 2, 2, 85))], jnp.zeros((1, 2, 2)), size=(16, 16))
 
 

@@ -124,10 +124,15 @@ def test_similarity_is_the_share_of_unchanged_pixels_per_stream():
 @pytest.mark.parametrize(
     ("frame", "reference", "options", "message"),
     [
-        ((1, 4, 4, 3), (1, 4, 5, 3), {}, r"float32\[1, 4, 4, 3\].*float32\[1, 4, 5, 3\]"),
+        (
+            (1, 4, 4, 3),
+            (1, 4, 5, 3),
+            {},
+            r"reference must be float32\[1, 4, 4, 3\] .*float32\[1, 4, 5, 3\]",
+        ),
         ((4, 4, 3), (4, 4, 3), {}, r"float32\[4, 4, 3\]"),
-        ((1, 4, 4, 1), (1, 4, 4, 1), {"channels": "gray"}, "expected 3 channels, got 1"),
-        ((1, 4, 4, 3), (1, 4, 4, 3), {"channels": "all"}, "channels.*'all'"),
+        ((1, 4, 4, 1), (1, 4, 4, 1), {"channels": "gray"}, "frame must have 3 channels .*; got 1"),
+        ((1, 4, 4, 3), (1, 4, 4, 3), {"channels": "all"}, "channels must be .*; got 'all'"),
     ],
 )
 def test_frames_that_do_not_fit_are_named(function, frame, reference, options, message):
@@ -141,7 +146,7 @@ def test_frames_of_other_types_are_named():
     frame = jnp.zeros((1, 2, 2, 3), jnp.uint8)
     with pytest.raises(ValueError, match=r"uint8\[.*float32\["):
         changed_pixels(frame, frame.astype(jnp.float32), threshold=1)
-    with pytest.raises(ValueError, match=r"expected floating or uint8.*int32"):
+    with pytest.raises(ValueError, match=r"frame must be floating or uint8 .*; got int32"):
         changed_pixels(frame.astype(jnp.int32), frame.astype(jnp.int32), threshold=1)
 
 

@@ -46,7 +46,7 @@ def test_equal_sizes_leave_the_frame_alone():
 
 
 def test_frames_of_another_size_are_refused():
-    with pytest.raises(ValueError, match=r"\(streams, 4, 8, C\); got \(1, 4, 9, 3\)"):
+    with pytest.raises(ValueError, match=r"\(S, 4, 8, C\); got \(1, 4, 9, 3\)"):
         letterbox((4, 8), (8, 8)).to_network(jnp.zeros((1, 4, 9, 3)))
     with pytest.raises(ValueError, match="must be positive"):
         letterbox((0, 8), (8, 8))

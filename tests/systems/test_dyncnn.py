@@ -506,16 +506,16 @@ def test_a_strip_shrinks_as_the_papers_arrays_do(side, count, convolutions):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"partition": "tile"}, "partition: expected 'pixel' or 'cell', got 'tile'"),
-        ({"reference": "first"}, "reference: expected .* got 'first'"),
-        ({"inputs": "new"}, "inputs: expected .* got 'new'"),
-        ({"border": "zero"}, "border: expected .* got 'zero'"),
-        ({"layout": "row"}, "layout: expected .* got 'row'"),
-        ({"channels": "red"}, "channels: expected .* got 'red'"),
+        ({"partition": "tile"}, "partition must be 'pixel' or 'cell'; got 'tile'"),
+        ({"reference": "first"}, "reference must be .*; got 'first'"),
+        ({"inputs": "new"}, "inputs must be .*; got 'new'"),
+        ({"border": "zero"}, "border must be .*; got 'zero'"),
+        ({"layout": "row"}, "layout must be .*; got 'row'"),
+        ({"channels": "red"}, "channels must be .*; got 'red'"),
         ({"threshold": -1.0}, "threshold must be a number of at least 0.* got -1.0"),
         ({"threshold": float("nan")}, "threshold must be"),
-        ({"cell": 0}, "cell: expected sides of at least 1 pixel, got 0"),
-        ({"cell": [6, 0]}, "cell: expected sides of at least 1 pixel"),
+        ({"cell": 0}, "cell must be of at least 1 pixel; got 0"),
+        ({"cell": [6, 0]}, "cell must be of at least 1 pixel"),
     ],
 )
 def test_wrong_options_are_refused_at_once(options, message):
@@ -525,15 +525,15 @@ def test_wrong_options_are_refused_at_once(options, message):
 
 def test_wrong_groups_and_frames_are_refused_by_init_and_step():
     frames = jnp.zeros((1, 24, 24, 3))
-    with pytest.raises(ValueError, match=r"groups: .* below 2, .* got \[2\]"):
+    with pytest.raises(ValueError, match=r"groups must be .* below 2, .*; got \[2\]"):
         dyncnn(two_groups, groups=[2]).init(TWO, frames)
-    with pytest.raises(ValueError, match=r"groups: .* got \[-1\]"):
+    with pytest.raises(ValueError, match=r"groups must be .*; got \[-1\]"):
         dyncnn(two_groups, groups=[-1]).init(TWO, frames)
-    with pytest.raises(ValueError, match=r"groups: expected distinct"):
+    with pytest.raises(ValueError, match=r"groups must be distinct"):
         dyncnn(two_groups, groups=[0, 0]).init(TWO, frames)
-    with pytest.raises(ValueError, match="cell: expected one side, or one for each of the 2"):
+    with pytest.raises(ValueError, match="cell must be one side, or one for each of the 2"):
         dyncnn(two_groups, cell=[6, 6, 6]).init(TWO, frames)
-    with pytest.raises(ValueError, match="cell: expected sides of at least 1"):
+    with pytest.raises(ValueError, match="cell must be of at least 1"):
         dyncnn_groups(two_groups, TWO, frames, cell=0)
     with pytest.raises(ValueError, match="frames must be"):
         dyncnn(two_groups).init(TWO, frames[0])

@@ -308,7 +308,7 @@ def test_bars_are_where_boxes_are_looked_for(frame_size, size):
 def test_options_out_of_range():
     with pytest.raises(VideoError, match="max_frames must be at least 1; got 0"):
         VideoSource("x", max_frames=0)
-    with pytest.raises(VideoError, match="letterbox needs a size"):
+    with pytest.raises(VideoError, match="size must be given with letterbox; got None"):
         VideoSource("x", letterbox=True)
     with pytest.raises(VideoError, match=r"size must be .* got \(0, 5\)"):
         VideoSource("x", size=(0, 5))

@@ -61,9 +61,9 @@ def test_no_global_state_is_touched(tmp_path):
 
 
 def test_series_that_differ_in_length_are_named(tmp_path):
-    with pytest.raises(ValueError, match="seconds has 2 entries where mac_fraction has 3"):
+    with pytest.raises(ValueError, match="seconds must have 3 entries as mac_fraction; got 2"):
         plot_report(tmp_path / "report.png", **series(3, seconds=[1, 2]))
-    with pytest.raises(ValueError, match="at least one entry"):
+    with pytest.raises(ValueError, match="at least one entry; got none"):
         plot_report(tmp_path / "report.png", mac_fraction=[], seconds=[], similarity=[])
     assert list(tmp_path.iterdir()) == []
 

@@ -72,7 +72,9 @@ def write_all(path, *frames):
 def test_bad_frames_and_paths_are_named(tmp_path):
     path = tmp_path / "clip.mp4"
     good = gradient((32, 32), 0)
-    with pytest.raises(VideoError, match=r"\(16, 32, 3\) where those before have \(32, 32, 3\)"):
+    with pytest.raises(
+        VideoError, match=r"must be \(32, 32, 3\) as those before; got \(16, 32, 3\)"
+    ):
         write_all(path, good, good[:16])
     with pytest.raises(VideoError, match=r"must be \(H, W, 3\) uint8; got \(4, 4, 3\) float64"):
         write_all(path, np.zeros((4, 4, 3)))

@@ -494,9 +494,9 @@ def test_wrong_frames_are_refused(tmp_path):
     graph, output = one("Relu")
     graph.save(tmp_path / "m.onnx", output)
     fn, params = load_onnx(tmp_path / "m.onnx")
-    with pytest.raises(ValueError, match=r"shape \(1, 9, 9, 6\), expected \(streams, 9, 8, 6\)"):
+    with pytest.raises(ValueError, match=r"frames must be \(S, 9, 8, 6\); got \(1, 9, 9, 6\)"):
         fn(params, np.zeros((1, 9, 9, 6), np.float32))
-    with pytest.raises(ValueError, match="frames are uint8, expected float32"):
+    with pytest.raises(ValueError, match="frames must be float32; got uint8"):
         fn(params, np.zeros((1, 9, 8, 6), np.uint8))
 
 
@@ -521,7 +521,7 @@ def test_two_inputs_are_refused(tmp_path):
     model = onnx.load(tmp_path / "m.onnx")
     model.graph.input.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1]))
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(ValueError, match="one input, the frames; it has: x, y"):
+    with pytest.raises(ValueError, match="one input, the frames; got x, y"):
         load_onnx(tmp_path / "m.onnx")
 
 

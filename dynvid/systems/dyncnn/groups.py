@@ -57,7 +57,7 @@ class Convolution:
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """Strides, dilation and channel groups, as `lax.conv_general_dilated` is told them."""
+        """Strides, dilation and channel groups, as `lax.conv_general_dilated` takes them."""
         rows, columns = self.receptive_field
         return {
             "strides": (rows.stride, columns.stride),
@@ -339,13 +339,13 @@ def find_groups(
     wrong = [i for i in chosen if i not in range(len(chains))]
     if wrong or len(set(chosen)) < len(chosen):
         raise ValueError(
-            f"groups: expected distinct numbers below {len(chains)}, as `dyncnn_groups` counts "
+            f"groups must be distinct numbers below {len(chains)}, as `dyncnn_groups` counts "
             f"them; got {chosen}"
         )
     sides = [cell] * len(chosen) if cell is None or isinstance(cell, int) else list(cell)
     if len(sides) != len(chosen):
         raise ValueError(
-            f"cell: expected one side, or one for each of the {len(chosen)} groups; "
+            f"cell must be one side, or one for each of the {len(chosen)} groups; "
             f"got {len(sides)} sides"
         )
     found = {
@@ -363,7 +363,7 @@ def check_cell(cell: int | Sequence[int] | None) -> None:
     """Refuses cells that have no pixel."""
     sides = [] if cell is None else [cell] if isinstance(cell, int) else cell
     if not all(side >= 1 for side in sides):
-        raise ValueError(f"cell: expected sides of at least 1 pixel, got {cell!r}")
+        raise ValueError(f"cell must be of at least 1 pixel; got {cell!r}")
 
 
 def dyncnn_groups(

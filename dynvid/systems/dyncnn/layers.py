@@ -42,7 +42,7 @@ def comparison(
     Args:
       frames: `(S, H, W, C)`, floating or uint8.
       reference: Same shape and dtype.
-      threshold: theta, in the frames' unit.
+      threshold: Theta, in the frames' unit.
       channels: How the channels of a pixel are joined: see `ops.difference.frame_difference`.
 
     Returns:

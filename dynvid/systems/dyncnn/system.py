@@ -56,7 +56,7 @@ class State:
     Attributes:
       reference: What the next frames are compared with, `(streams, H, W, C)`.
       stored: The feature maps with their halo of zeros, `(streams, h', w', C)`.
-      threshold: theta, in the frames' unit, `float32[streams]`.
+      threshold: Theta, in the frames' unit, `float32[streams]`.
       parameters: Some values of each array of the parameters that all this was computed with.
       joined: Which streams were put in since the last step, `bool[streams]`.
       work: What the last step executed; its details are the `cells` computed of each stored map, of
@@ -423,7 +423,7 @@ def _check_options(*given: str) -> None:
     for (name, allowed), value in zip(_OPTIONS.items(), given, strict=True):
         if value not in allowed:
             expected = " or ".join(map(repr, allowed))
-            raise ValueError(f"{name}: expected {expected}, got {value!r}")
+            raise ValueError(f"{name} must be {expected}; got {value!r}")
 
 
 def dyncnn(
@@ -456,7 +456,7 @@ def dyncnn(
         segment; "cell" shares them within cells (section 3.3).
       continuous: Cells go through all convolutions of a group at once and only its last map is
         stored (section 3.4). Without it, and for pixels, every convolution's map is stored.
-      threshold: theta, in the unit of the frames, a number or one a stream; 20 of 255 in the paper.
+      threshold: Theta, in the unit of the frames, a number or one a stream; 20 of 255 in the paper.
       reference: "previous" compares with the previous frame, as the paper does: slow changes are
         never seen. "last_used" keeps the value each pixel had when it last changed.
       inputs: "raw" computes from the new frames, as the paper does; "composite" from the reference.

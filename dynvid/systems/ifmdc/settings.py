@@ -167,7 +167,7 @@ def clip_range(
     Args:
       features: `(..., c)`, floating.
       percentiles: Of the lower and the upper end, in percent.
-      by_channel: a range for each channel instead of one for all.
+      by_channel: A range for each channel instead of one for all.
 
     Returns:
       `low` and `high`: numbers, or one number a channel.
@@ -189,7 +189,9 @@ def clip_range(
     else:
         low, high = np.percentile(values, percentiles).astype(np.float32).tolist()
     if not np.all(np.less(low, high)):
-        raise ValueError(f"percentiles {percentiles} of the features leave no range: {low}, {high}")
+        raise ValueError(
+            f"features must have a range at percentiles {percentiles}; got {low}, {high}"
+        )
     return low, high
 
 
