@@ -1,4 +1,4 @@
-"""Change masks: through a layer's geometry, between resolutions, to cells and to worklists.
+"""Change masks: through a layer's geometry, to cells and to worklists.
 
 DynCNN, section 3.2 (position layer). A mask is `bool[..., H, W]`: True where a value has to be
 computed again. Windows are boxes, so every operation here goes by rows and then by columns, as ORs
