@@ -161,5 +161,7 @@ def test_two_levels_split_at_the_mean_of_the_upper_half():
 
 @pytest.mark.parametrize("values", [[], [0.0, -1.0], [1.0, np.nan], [np.inf]])
 def test_values_that_have_no_range_are_refused(values):
-    with pytest.raises(ValueError, match="values must be finite, and some above minimum=0; got"):
+    with pytest.raises(
+        ValueError, match=r"values must be finite, and some above minimum=0\.0; got"
+    ):
         calibrate_maximum(values, levels=4)

@@ -400,11 +400,11 @@ def whole(params, frames):
 @pytest.mark.parametrize(
     ("fn", "message"),
     [
-        (lambda p, x: x + 1.0, "'cut' to nothing"),
-        (skip, "at must name all that crosses the cut; at 'cut' there are .*conv"),
-        (twice, "at must name all that crosses the cut; at 'cut' there are 2 values"),
-        (flat, r"at must name a floating feature map \(2, h, w, c\); 'cut' is float32\[2, 3\]"),
-        (whole, r"at must name a floating feature map \(2, h, w, c\); 'cut' is int32"),
+        (lambda p, x: x + 1.0, "at must name what the outputs of fn need; got 'cut'"),
+        (skip, "at must name all that crosses the cut; got 'cut' beside .*conv"),
+        (twice, "at must name all that crosses the cut; got 'cut' beside 1 more of that name"),
+        (flat, r"at must name a floating feature map \(2, h, w, c\); got 'cut', float32\[2, 3\]"),
+        (whole, r"at must name a floating feature map \(2, h, w, c\); got 'cut', int32"),
     ],
 )
 @pytest.mark.parametrize("front", ["incremental", "dense"])

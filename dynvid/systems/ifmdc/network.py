@@ -271,8 +271,8 @@ def _only_map(features: Features, at: str) -> jax.Array:
     """The feature map that crosses the cut, which has to be all that does."""
     found = features[at]
     if isinstance(found, tuple) or features.others:
-        others = ", ".join(features.others) or f"{len(found)} values of that name"
-        raise ValueError(f"at must name all that crosses the cut; at {at!r} there are {others}")
+        others = ", ".join(features.others) or f"{len(found) - 1} more of that name"
+        raise ValueError(f"at must name all that crosses the cut; got {at!r} beside {others}")
     streams = features.frames.shape[0]
     if (
         found.ndim != 4
@@ -280,7 +280,7 @@ def _only_map(features: Features, at: str) -> jax.Array:
         or not jnp.issubdtype(found.dtype, jnp.floating)
     ):
         raise ValueError(
-            f"at must name a floating feature map ({streams}, h, w, c); {at!r} is "
+            f"at must name a floating feature map ({streams}, h, w, c); got {at!r}, "
             f"{found.dtype}{list(found.shape)}"
         )
     return found
