@@ -11,7 +11,7 @@ import pathlib
 import platform
 import shutil
 
-_LIMIT = 2 << 30  # bytes; a cache beyond it starts anew
+_LIMIT = 1 << 30  # bytes; a cache beyond it starts anew
 
 
 def _machine() -> str:
