@@ -132,6 +132,22 @@ def _inline(jaxpr: Any, constants: Sequence[Value], arguments: Sequence[Value], 
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def inlined(closed: Any) -> list[Node]:
+    """The operations of a closed jaxpr in order, with its nested calls inlined.
+
+    Raises:
+      ValueError: Where one of them has side effects.
+
+    >>> import jax.numpy as jnp
+    >>> [node.primitive.name for node in inlined(jax.make_jaxpr(jnp.sinc)(1.0))][-1]
+    'select_n'
+    """
+    nodes: list[Node] = []
+    arguments = [_value(v) for v in closed.jaxpr.invars]
+    _inline(closed.jaxpr, [_constant(c) for c in closed.consts], arguments, nodes)
+    return nodes
+
+
 def _value(atom: Any, **what: Any) -> Value:
     return Value(tuple(atom.aval.shape), atom.aval.dtype, **what)
 

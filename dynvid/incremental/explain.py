@@ -8,8 +8,9 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from dynvid.graph.macs import node_macs
 from dynvid.graph.trace import Node
-from dynvid.incremental.plan import Plan, Segment, node_macs
+from dynvid.incremental.plan import Plan, Segment
 from dynvid.incremental.transform import plan_for
 from dynvid.types import Params
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from dynvid.graph.macs import node_macs
 from dynvid.graph.primitives import ELEMENTWISE
 from dynvid.graph.trace import Graph, Node, Value
 from dynvid.incremental import program
@@ -182,21 +183,6 @@ def _stream_axis(node: Node, axes: dict[Value, int], count: int) -> int | None:
         return None
     fits = 0 <= result < out.ndim and out.shape[result] == count
     return result if fits else None
-
-
-def node_macs(node: Node) -> int:
-    """Multiply-accumulates of a convolution or product; other operations count nothing."""
-    p = node.params
-    if node.primitive.name == "dot_general":
-        (contract, _), _ = p["dimension_numbers"]
-        depth = math.prod(node.inputs[0].shape[axis] for axis in contract)
-        return math.prod(node.outputs[0].shape) * depth
-    if node.primitive.name == "conv_general_dilated":
-        kernel = node.inputs[1]
-        features = kernel.shape[p["dimension_numbers"].rhs_spec[0]]
-        taps = math.prod(kernel.shape) // features
-        return math.prod(node.outputs[0].shape) * taps // math.prod(p["lhs_dilation"])
-    return 0
 
 
 class _Planner:

@@ -70,6 +70,22 @@ class Letterbox:
             x = jnp.pad(x, padding, constant_values=self.fill)
         return x
 
+    def window(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Where the frame lies in a map of the network's input: (top, left, height, width).
+
+        Args:
+          size: (height, width) of the map, which covers the whole input.
+
+        Returns:
+          In pixels of the map, from edge to edge.
+
+        >>> letterbox((2, 4), (4, 4), placement="centre").window((8, 8))
+        (2.0, 0.0, 4.0, 8.0)
+        """
+        tall, wide = size[0] / self.network_size[0], size[1] / self.network_size[1]
+        top, left = self.top * tall, self.left * wide
+        return top, left, self.resized[0] * tall, self.resized[1] * wide
+
     def to_frame(self, detections: Detections) -> Detections:
         """Detections with their boxes in pixels of the frame, clipped to it.
 

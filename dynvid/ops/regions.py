@@ -2,9 +2,24 @@
 
 import dataclasses
 import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+
+class RegionPaths(NamedTuple):
+    """Which way each region went.
+
+    Attributes:
+      boxes: `(S, regions, 4)` float32 (x0, y0, x1, y1), each region without its overlap, pixels.
+      scores: `(S, regions)` float32, what the policy compared with its threshold.
+      segmented: `(S, regions)` bool, whether the region was computed anew; else it was warped.
+    """
+
+    boxes: jax.Array
+    scores: jax.Array
+    segmented: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +50,18 @@ class Regions:
     def corners(self) -> list[tuple[int, int]]:
         """The (top, left) pixel of each region."""
         return list(itertools.product(self.tops, self.lefts))
+
+    @property
+    def parts(self) -> list[tuple[int, int, int, int]]:
+        """Each region without its overlap, (x0, y0, x1, y1) in pixels.
+
+        >>> divide_frame((4, 6), grid=(1, 2), overlap=1).parts
+        [(0, 0, 3, 4), (3, 0, 6, 4)]
+        """
+        (height, width), (above, before) = self.frame_size, self.cuts
+        rows = list(itertools.pairwise((0, *above, height)))
+        columns = list(itertools.pairwise((0, *before, width)))
+        return [(x0, y0, x1, y1) for (y0, y1), (x0, x1) in itertools.product(rows, columns)]
 
     def divide(self, frames: jax.Array) -> jax.Array:
         """Cuts the regions out of frames.

@@ -3,30 +3,18 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from dynvid.ops.labels import LabelMap, best_classes, label_map
 from dynvid.ops.letterbox import Letterbox
 from dynvid.tasks.preprocessing import Preprocessing
 from dynvid.tasks.task import Task, class_name
 from dynvid.types import Output, Params
 from dynvid.video.draw import draw_labels
-
-
-class LabelMap(NamedTuple):
-    """A class for every pixel.
-
-    Attributes:
-      labels: `(S, H, W)`, uint8 where there are at most 256 classes, else int32.
-      counts: `(S, classes)` int32, how many pixels each class has.
-    """
-
-    labels: jax.Array
-    counts: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,16 +46,20 @@ class Segmentation(Task):
     def decode(self, params: Params, outputs: Output, *, frame_size: tuple[int, int]) -> LabelMap:
         """The best class of every pixel of the frame, of scores that are resized bilinearly.
 
+        What a system has labelled already, a `LabelMap` of the network's input, is resized by the
+        nearest pixel where the frame is of another size.
+
         Raises:
           ValueError: The outputs are not scores of at least two classes on a map.
         """
         del params
         geometry = self.geometry(frame_size)
-        labels, classes = _best_classes(self._channels_last(outputs, geometry), geometry)
-        return LabelMap(
-            labels.astype(jnp.uint8 if classes <= 256 else jnp.int32),
-            jax.vmap(lambda x: jnp.bincount(x.reshape(-1), length=classes))(labels),
-        )
+        if isinstance(outputs, LabelMap):
+            return _to_frame(outputs, geometry)
+        scores = self._channels_last(outputs, geometry)
+        window = geometry.window((scores.shape[1], scores.shape[2]))
+        labels, _ = best_classes(scores, frame_size, window=window)
+        return label_map(labels, classes=scores.shape[3])
 
     def compare(self, expected: LabelMap, found: LabelMap) -> jax.Array:
         """Mean intersection over union of the classes that either label map has."""
@@ -113,36 +105,20 @@ def _is_channels_first(
     return default if math.isclose(last, first, abs_tol=1e-9) else first < last
 
 
-def _best_classes(scores: jax.Array, geometry: Letterbox) -> tuple[jax.Array, int]:
-    """`(S, H, W)` int32 from scores `(S, h, w, classes)` of the network's input.
-
-    Class by class, so that no more than one resized map is in memory.
-    """
-    streams, rows, columns, classes = scores.shape
+def _to_frame(found: LabelMap, geometry: Letterbox) -> LabelMap:
+    """Labels of the network's input, as labels of the frame."""
     size, inside = geometry.frame_size, geometry.resized
-    # From positions of the scores to pixels of the network's input, and on to pixels of the frame.
-    frame_scale = np.array(size) / inside
-    scale = np.array(geometry.network_size) / (rows, columns) * frame_scale
-    shift = -np.array([geometry.top, geometry.left]) * frame_scale
-    unchanged = size == (rows, columns) and (scale == 1).all() and not shift.any()
-
-    def at_frame_size(channel: jax.Array) -> jax.Array:
-        if unchanged:
-            return channel
-        return jax.vmap(
-            lambda x: jax.image.scale_and_translate(
-                x, size, (0, 1), jnp.array(scale), jnp.array(shift), "linear", antialias=False
-            )
-        )(channel)
-
-    def better(best: tuple[jax.Array, jax.Array], new: tuple[jax.Array, jax.Array]):
-        index, channel = new
-        resized = at_frame_size(channel)
-        higher = resized > best[0]
-        return (jnp.where(higher, resized, best[0]), jnp.where(higher, index, best[1])), None
-
-    channels = jnp.moveaxis(scores, 3, 0)
-    start = at_frame_size(channels[0]), jnp.zeros((streams, *size), jnp.int32)
-    rest = jnp.arange(1, classes, dtype=jnp.int32), channels[1:]
-    (_, labels), _ = lax.scan(better, start, rest)
-    return labels, classes
+    if geometry.network_size == size:
+        return found
+    rows, columns = (
+        start + (2 * np.arange(there) + 1) * here // (2 * there)
+        for start, there, here in zip((geometry.top, geometry.left), size, inside, strict=True)
+    )
+    labels = found.labels[:, rows][:, :, columns]
+    paths = found.paths
+    if paths is not None:
+        corner = jnp.array([geometry.left, geometry.top] * 2, jnp.float32)
+        scale = jnp.array([size[1] / inside[1], size[0] / inside[0]] * 2, jnp.float32)
+        limit = jnp.array([size[1], size[0]] * 2, jnp.float32)
+        paths = paths._replace(boxes=jnp.clip((paths.boxes - corner) * scale, 0, limit))
+    return label_map(labels, classes=found.counts.shape[1], paths=paths)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dynvid.ops.labels import LabelMap
 from dynvid.tasks import Segmentation
 from dynvid.tasks.preprocessing import Preprocessing
-from dynvid.tasks.segmentation import LabelMap
 
 
 def task(size=None, *, placement="stretch", **options) -> Segmentation:
