@@ -21,13 +21,13 @@ def _sum(maps: Iterable[jax.Array]) -> jax.Array:
 class DeepLabFast(nnx.Module):
     """DeepLab-Fast: DeepLab-v2 at output stride 16 with another head (DVSNet, Xu et al. 2018).
 
-    The paper only names it (section 4.1, "DeepLab-Fast"); what it is made of is in the authors'
-    code. A ResNet with the stride in the 1x1 convolutions, whose 3x3 convolutions have dilations
-    1, 4, 2, 2, 4, 2, 2, 4, ... in conv4 and 4, 8, 16 in conv5. On conv5, 3x3 convolutions with
-    dilations 6, 12 and 18 and a 1x1 convolution, each of 256 channels with batch normalisation, are
-    summed; a 1x1 convolution of 256 channels with batch normalisation and one that gives the
-    classes follow. There is no ReLU in the head, and no bias: batch normalisation would absorb it
-    in the branches, and the last convolution has none in that code.
+    The paper only names it; what it is made of is in the authors' code. A ResNet with the stride in
+    the 1x1 convolutions, whose 3x3 convolutions have dilations 1, 4, 2, 2, 4, 2, 2, 4, ... in conv4
+    and 4, 8, 16 in conv5. On conv5, 3x3 convolutions with dilations 6, 12 and 18 and a 1x1
+    convolution, each of 256 channels with batch normalisation, are summed; a 1x1 convolution of 256
+    channels with batch normalisation and one that gives the classes follow. There is no ReLU in the
+    head, and no bias: batch normalisation would absorb it in the branches, and the last convolution
+    has none in that code.
 
     Where the code leaves it to TensorFlow (all padding at the far end of an even map), stride-2
     windows lie here as in Caffe and PyTorch, with the same padding on both sides.

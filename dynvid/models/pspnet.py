@@ -66,7 +66,7 @@ class PSPNet(nnx.Module):
     Where the paper is silent it follows the authors' networks: ReLU and batch normalisation after
     each convolution but the last, and a resizing that keeps corners in corners. The parts adapt to
     the map, in the order 1, 2, 3, 6 after it; the authors' fixed windows suit one size of frames
-    only. Neither the auxiliary loss of training (section 3.3; it starts from conv4, which
+    only. Neither the auxiliary loss of training (section 4; it starts from conv4, which
     `backbone.stages` gives) nor dropout is part of it.
 
     It starts in evaluation mode; `train()` and `eval()` switch its batch normalisation.

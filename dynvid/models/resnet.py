@@ -15,7 +15,7 @@ RESNET101 = (3, 4, 23, 3)
 BGR_MEAN = (103.939, 116.779, 123.68)
 """What Caffe's ResNets, DeepLab and PSPNet have subtracted from blue, green and red of 0..255.
 
-DVSNet's training scripts subtract (104.007, 116.669, 122.679) instead, a difference of 1 at most.
+DVSNet's training scripts subtract (104.007, 116.669, 122.679), about 1 less at most.
 """
 
 RGB_MEAN = (0.485, 0.456, 0.406)
