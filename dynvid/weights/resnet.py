@@ -1,6 +1,7 @@
 """Reading published ResNets in PyTorch's format."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from dynvid.weights.pytorch import load_pytorch
 
 _PREFIXES = ("module.", "backbone.")
 """What wrappers for several devices, and systems around a backbone, put before its names."""
+
+_OF_A_RESNET = re.compile(r"(layer\d+|conv[1-3]|bn[1-3])\.")
+"""Names that tell, where the network has no place for them, that the file is of a deeper one."""
 
 _NAMED = 4  # how many names an error lists of each kind
 
@@ -50,7 +54,7 @@ def load_resnet(
       module: A `ResNet`, or a module whose `backbone` is one, changed in place; shapes, as
         `nnx.eval_shape` makes them, become arrays.
       partial: Whether to fill what fits and leave the rest as it is. Else nothing is changed unless
-        every variable of the backbone is filled.
+        every variable of the backbone is filled, and the file has no block or stem beyond them.
 
     Returns:
       What differs. Only with `partial` is anything missing or of a wrong shape.
@@ -58,9 +62,9 @@ def load_resnet(
     Raises:
       FileNotFoundError: There is no such file.
       TypeError: The module is no ResNet and has none as its backbone.
-      ValueError: The file is not a complete checkpoint; it does not fill the backbone, or with
-        `partial` nothing of it; it has two tensors for one variable, what is no number, or a
-        negative variance.
+      ValueError: The file is not a complete checkpoint, or of another network than the backbone
+        (with `partial`: in all of its tensors), or it has two tensors for one variable, what is no
+        number, or a negative variance.
 
     Exact where the file holds float32, as the published ones do.
 
@@ -75,7 +79,7 @@ def load_resnet(
         raise TypeError(f"module must be a ResNet or have one as its backbone; got {name}")
     variables = dict(_variables(backbone))
     found: dict[str, np.ndarray] = {}
-    unexpected = []
+    unexpected, foreign = [], []
     for given, tensor in load_pytorch(path).items():
         name = _without_prefixes(given)
         if name in found:
@@ -85,12 +89,14 @@ def load_resnet(
         # PyTorch counts training steps beside each normalisation.
         elif not name.endswith(".num_batches_tracked"):
             unexpected.append(given)
+            if _OF_A_RESNET.match(name):
+                foreign.append(given)
 
     missing = tuple(name for name in variables if name not in found)
     wrong = tuple(n for n in variables if n in found and found[n].shape != variables[n].shape)
     report = LoadReport(missing, tuple(unexpected), wrong)
     fitting = [name for name in variables if name in found and name not in wrong]
-    if not fitting if partial else missing or wrong:
+    if not fitting if partial else missing or wrong or foreign:
         shapes = [
             f"{n}: expected {variables[n].shape}, got {found[n].shape}" for n in wrong[:_NAMED]
         ]
@@ -98,7 +104,7 @@ def load_resnet(
             f"{path}: not the weights of this ResNet of {len(variables)} arrays: "
             f"{_count(missing, 'missing', missing)}; "
             f"{_count(wrong, 'of another shape (HWIO)', shapes)}; "
-            f"{_count(unexpected, 'unexpected', unexpected)}"
+            f"{_count(unexpected, 'unexpected', foreign or unexpected)}"
         )
 
     arrays = {name: _checked(path, name, found[name]) for name in fitting}
