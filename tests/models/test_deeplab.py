@@ -88,7 +88,14 @@ DEPTHS = (1, 1, 2, 1)
 
 
 def narrow(kind, **options):
-    return filled(lambda: kind(depths=DEPTHS, width=2, rngs=nnx.Rngs(0), **options), drawn)
+    """Integers, with heads that look at all of their input."""
+
+    def dense(rng, path, shape):
+        if path[0] != "backbone" and path[-1] == "kernel":
+            return rng.integers(-1, 2, shape)
+        return drawn(rng, path, shape)
+
+    return filled(lambda: kind(depths=DEPTHS, width=2, rngs=nnx.Rngs(0), **options), dense)
 
 
 def logits(network, x):
@@ -111,7 +118,7 @@ def normalised(layer, x, dilation=1):
 
 def test_the_head_of_deeplab_fast_is_its_definition():
     network = narrow(DeepLabFast, epsilon=0.0)
-    x = reference.frames((90, 130))
+    x = reference.frames((90, 330))  # 21 cells wide: every branch's outer taps lie on the map
     features = np.asarray(nnx.jit(lambda m, x: m.backbone(x))(network, x))
     summed = sum(
         normalised(layer, features, rate)
@@ -119,26 +126,19 @@ def test_the_head_of_deeplab_fast_is_its_definition():
     )
     expected = reference.conv(normalised(network.fuse, summed), out(network.classify.kernel))
     assert (summed < 0).any()  # a ReLU in between would show
+    assert np.abs(expected).max() < reference.LAST_EXACT
     np.testing.assert_array_equal(logits(network, x), expected)
 
 
 def test_the_head_of_deeplab_v2_is_its_definition():
     network = narrow(DeepLabV2, epsilon=0.0, classes=5)
-    x = reference.frames((90, 130))
+    x = reference.frames((90, 210))  # 27 cells wide
     features = np.asarray(nnx.jit(lambda m, x: m.backbone(x))(network, x))
     expected = sum(
         reference.conv(features, out(layer.kernel), dilation=rate) + np.asarray(layer.bias[...])
         for layer, rate in zip(network.branches, (6, 12, 18, 24), strict=True)
     )
     found = logits(network, x)
-    assert found.shape == (2, 12, 17, 5)
+    assert found.shape == (2, 12, 27, 5)
+    assert np.abs(expected).max() < reference.LAST_EXACT
     np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("kind", [DeepLabFast, DeepLabV2])
-def test_every_weight_has_a_gradient(kind):
-    network = kind(depths=(1, 1, 1, 1), width=2, rngs=nnx.Rngs(0))
-    network.train()
-    x = reference.frames((64, 64))
-    gradients = nnx.jit(nnx.grad(lambda m: (m(x) ** 2).mean()))(network)
-    assert all(float(abs(g).max()) > 0 for g in jax.tree.leaves(gradients))
