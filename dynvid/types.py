@@ -164,10 +164,8 @@ def replace_streams[State: VideoState](state: State, other: State, which: jax.Ar
             return mine
         shape = [1] * mine.ndim
         shape[axis] = streams
-        if theirs.dtype != mine.dtype or any(
-            n != m and not (i == axis and n == 1)
-            for i, (n, m) in enumerate(zip(theirs.shape, mine.shape, strict=True))
-        ):
+        one = (*mine.shape[:axis], 1, *mine.shape[axis + 1 :])
+        if theirs.dtype != mine.dtype or theirs.shape not in (mine.shape, one):
             raise ValueError(
                 f"other must be a state of the same function, of {streams} streams or of one; got "
                 f"{theirs.dtype}{list(theirs.shape)} for {mine.dtype}{list(mine.shape)}"

@@ -261,7 +261,7 @@ class Runner:
                 layers.index(name) if value in plan.compared else -1
                 for value, name in zip(plan.kept, plan.names, strict=True)
             ),
-            halos=tuple(plan.halos.get(v) for v in (plan.graph.frames, *plan.kept)),
+            halos=plan.stored_halos,
             layouts=tuple(plan.layouts.get(v) for v in (plan.graph.frames, *plan.kept)),
             axes=tuple(0 if v in plan.layouts else plan.streams.get(v, -1) for v in plan.kept),
             compares=plan.compares,
@@ -281,8 +281,7 @@ class Runner:
     def fits(self, state: State) -> bool:
         """Whether a state is of this function."""
         plan = self.plan
-        halos = tuple(plan.halos.get(v) for v in (plan.graph.frames, *plan.kept))
-        mine = (plan.names, plan.layers, halos, len(self._winograd))
+        mine = (plan.names, plan.layers, plan.stored_halos, len(self._winograd))
         return (state.names, state.layers, state.halos, len(state.weights)) == mine
 
     def step(

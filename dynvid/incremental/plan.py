@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from dynvid.graph.trace import Graph, Node, Value
 from dynvid.incremental import program
 from dynvid.incremental.cost import Cost, cost_of
 from dynvid.incremental.geometry import Stencil, cells
-from dynvid.incremental.program import MisalignedError, Program
+from dynvid.incremental.program import Extent, MisalignedError, Program
 from dynvid.incremental.rules import Layout, SpatialOp, Window, spatial_op
 from dynvid.ops.cells import chunk_size
 
@@ -108,6 +107,11 @@ class Plan:
     names: tuple[str, ...]
     compared: frozenset[Value]
     compares: bool
+
+    @property
+    def stored_halos(self) -> tuple[Extent | None, ...]:
+        """The halo of the frames and of each kept value; None for vectors."""
+        return tuple(self.halos.get(value) for value in (self.graph.frames, *self.kept))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -557,47 +561,30 @@ def _learned(graph: Graph) -> set[Value]:
     the kernels of its convolutions that come from outside: what it computes itself, such as the
     matrices of `jax.image.resize`, is no weight, nor is a matrix that joins colours.
     """
-    made_of: dict[Value, bool] = {}
+    from_parameters: set[Value] = set()
+    for node in graph.nodes:
+        if any(isinstance(v.argument, int) or v in from_parameters for v in node.inputs):
+            from_parameters.update(node.outputs)
 
-    def has_parameter(value: Value) -> bool:
-        stack = [value]
-        while stack:
-            v = stack[-1]
-            if v in made_of:
-                stack.pop()
-                continue
-            inputs = v.node.inputs if v.node is not None else ()
-            if missing := [i for i in inputs if i not in made_of]:
-                stack += missing
-                continue
-            made_of[v] = isinstance(v.argument, int) or any(made_of[i] for i in inputs)
-            stack.pop()
-        return made_of[value]
-
-    def weights(node: Node) -> list[Value]:
-        return [v for v in node.inputs if not v.frame_dependent] if node_macs(node) else []
-
-    def grow(is_source: Callable[[Node], bool]) -> set[Value]:
-        learned: set[Value] = set()
-        for node in graph.nodes:
-            if is_source(node) or any(v in learned for v in node.inputs):
-                learned.update(v for v in node.outputs if v.frame_dependent)
-        return learned
-
-    learned = grow(lambda node: any(map(has_parameter, weights(node))))
-    if any(map(has_parameter, (v for node in graph.nodes for v in node.inputs))):
-        return learned
-
-    def closed_over(value: Value) -> bool:
+    def from_outside(value: Value) -> bool:
         while value.node is not None and value.node.primitive.name in _ARRANGES:
             value = value.node.inputs[0]
         return value.node is None and value.constant is not None
 
-    return grow(
-        lambda node: (
-            node.primitive.name == "conv_general_dilated" and any(map(closed_over, weights(node)))
-        )
-    )
+    def is_weight(value: Value, node: Node) -> bool:
+        if value.frame_dependent:
+            return False
+        if takes_parameters:
+            return isinstance(value.argument, int) or value in from_parameters
+        return node.primitive.name == "conv_general_dilated" and from_outside(value)
+
+    takes_parameters = any(isinstance(v.argument, int) for node in graph.nodes for v in node.inputs)
+    learned: set[Value] = set()
+    for node in graph.nodes:
+        weighted = node_macs(node) > 0 and any(is_weight(v, node) for v in node.inputs)
+        if weighted or any(v in learned for v in node.inputs):
+            learned.update(v for v in node.outputs if v.frame_dependent)
+    return learned
 
 
 _ARRANGES = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "rev", "transpose"})

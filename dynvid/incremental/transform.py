@@ -97,7 +97,6 @@ def incremental(
         raise ValueError(f"reference must be 'last_used' or 'previous'; got {reference!r}")
     if cell is not None and cell < 1:
         raise ValueError(f"cell must be a positive number of pixels or None; got {cell!r}")
-
     if break_even is not None and not 0 <= break_even <= 1:
         raise ValueError(f"break_even must be between 0 and 1 or None; got {break_even!r}")
 

@@ -104,6 +104,28 @@ def scatter_windows(
     )
 
 
+def positions_inside(
+    row: jax.Array, column: jax.Array, *, size: tuple[int, int], shape: tuple[int, int]
+) -> jax.Array:
+    """Which positions of windows lie in a map, `bool[K, h, w]`.
+
+    Args:
+      row: The first row of each window, `int32[K]`.
+      column: The first column of each window, `int32[K]`.
+      size: (h, w) of a window.
+      shape: (rows, columns) of the map.
+
+    >>> positions_inside(jnp.array([-1]), jnp.array([1]), size=(2, 3), shape=(5, 3))[0].astype(int)
+    Array([[0, 0, 0],
+           [1, 1, 0]], dtype=int32)
+    """
+    rows = row[:, None] + jnp.arange(size[0])
+    columns = column[:, None] + jnp.arange(size[1])
+    inside_rows = (rows >= 0) & (rows < shape[0])
+    inside_columns = (columns >= 0) & (columns < shape[1])
+    return inside_rows[:, :, None] & inside_columns[:, None, :]
+
+
 def winograd_weights(kernel: jax.Array) -> jax.Array:
     """Transforms a 3x3 kernel for `convolve_windows`: `U = G g G^T` (Lavin and Gray, Eq. 8).
 

@@ -7,11 +7,11 @@ import pytest
 
 import dynvid
 from dynvid.incremental.transform import plan_for
-from dynvid.ops import cells
 from tests.contract.caches import excesses
 from tests.contract.test_exact import assert_identical
 from tests.contract.test_static import compilations
 from tests.contract.zoo import BY_NAME, Network, act, clip, conv
+from tests.kernels.test_masked_conv import reversed_writes
 
 NAMES = ["vgg", "inverted_residual", "nchw", "boundaries", "dense_head"]
 
@@ -290,11 +290,5 @@ def test_overlapping_cells_may_be_written_in_any_order(name, monkeypatch):
         return outputs
 
     expected = run()
-    scatter = cells.scatter_windows
-
-    def backwards(padded, windows, stream, row, column, **options):
-        flipped = (jnp.flip(part, 0) for part in (windows, stream, row, column))
-        return scatter(padded, *flipped, **options)
-
-    monkeypatch.setattr(cells, "scatter_windows", backwards)
+    reversed_writes(monkeypatch)
     assert_identical(run(), expected)

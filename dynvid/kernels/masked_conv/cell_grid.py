@@ -51,9 +51,3 @@ class CellGrid:
             jnp.asarray(self.rows.astype(np.int32))[row],
             jnp.asarray(self.columns.astype(np.int32))[column],
         )
-
-    def inside(self, row: jax.Array, column: jax.Array) -> jax.Array:
-        """Which positions of cells starting at `(row, column)` are in the map, `bool[K, h, w]`."""
-        rows = row[:, None] + jnp.arange(self.size[0])
-        columns = column[:, None] + jnp.arange(self.size[1])
-        return (rows < self.shape[0])[:, :, None] & (columns < self.shape[1])[:, None, :]

@@ -51,8 +51,8 @@ def update_cells(
                 new = refreshed(whole, new, old)
             elif grid.exceed:
                 # Zero, not dropped: a halo that is zero is what the next gather reads.
-                inside = grid.inside(rows, columns).reshape(*new.shape[:3], *(1,) * (new.ndim - 3))
-                new = jnp.where(inside, new, lax.full((), 0, new.dtype))
+                inside = cells.positions_inside(rows, columns, size=grid.size, shape=grid.shape)
+                new = refreshed(inside, new, lax.full((), 0, new.dtype))
             maps[i] = cells.scatter_windows(maps[i], new, *at)
         return maps, moved
 

@@ -137,25 +137,3 @@ def from_strip(strip: jax.Array, *, count: int, pitch: int, width: int) -> jax.A
     rows, columns, channels = strip.shape
     whole = jnp.pad(strip, ((0, 0), (0, count * pitch - columns), (0, 0)))
     return jnp.moveaxis(whole.reshape(rows, count, pitch, channels)[:, :, :width], 1, 0)
-
-
-def in_image(
-    row: jax.Array, column: jax.Array, *, size: tuple[int, int], grid: tuple[int, int]
-) -> jax.Array:
-    """Which positions of windows lie in the image, `bool[K, h, w, 1]`.
-
-    Args:
-      row: The first row of each window, `int32[K]`.
-      column: The first column of each window, `int32[K]`.
-      size: (h, w) of a window.
-      grid: (rows, columns) of the image.
-
-    >>> in_image(jnp.array([-1]), jnp.array([1]), size=(2, 3), grid=(5, 3))[0, :, :, 0].astype(int)
-    Array([[0, 0, 0],
-           [1, 1, 0]], dtype=int32)
-    """
-    rows = row[:, None] + jnp.arange(size[0])
-    columns = column[:, None] + jnp.arange(size[1])
-    inside_rows = (rows >= 0) & (rows < grid[0])
-    inside_columns = (columns >= 0) & (columns < grid[1])
-    return (inside_rows[:, :, None] & inside_columns[:, None, :])[..., None]

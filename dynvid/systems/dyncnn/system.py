@@ -37,7 +37,6 @@ from dynvid.systems.dyncnn.layers import (
     Position,
     comparison,
     from_strip,
-    in_image,
     position,
     to_strip,
 )
@@ -371,7 +370,9 @@ def _compute(
             if scheme.border == "exact" and k < len(unit.convolutions):
                 rows, columns = windows[k].rows.size, windows[k].columns.size
                 columns = columns if scheme.layout == "batch" else pitch
-                inside = in_image(*starts[k], size=(rows, columns), grid=convolution.size)
+                inside = cells.positions_inside(
+                    *starts[k], size=(rows, columns), shape=convolution.size
+                )[..., None]
                 if scheme.layout == "strip":
                     inside = to_strip(inside)[None, :, : x.shape[2]]
                 x = jnp.where(inside, x, lax.full((), 0, x.dtype))
