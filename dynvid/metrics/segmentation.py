@@ -82,8 +82,8 @@ def mean_intersection_over_union(confusion: jax.Array) -> jax.Array:
     Returns:
       Scalar in [0, 1]; NaN without any class.
 
-    >>> mean_intersection_over_union(jnp.array([[3, 1, 0], [0, 4, 0]])).round(3)
-    Array(0.775, dtype=float32)
+    >>> round(mean_intersection_over_union(jnp.array([[3, 1, 0], [0, 4, 0]])).item(), 3)
+    0.775
     """
     return jnp.nanmean(intersection_over_union(confusion))
 

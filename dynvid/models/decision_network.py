@@ -74,9 +74,7 @@ class DecisionNetwork(nnx.Module):
         """
         channels = self.convolution.in_features
         if features.ndim != 4 or features.shape[3] != channels:
-            raise ValueError(
-                f"features must be (S, h, w, {channels}); got {tuple(features.shape)}"
-            )
+            raise ValueError(f"features must be (S, h, w, {channels}); got {tuple(features.shape)}")
         size = (features.shape[0], *self.grid, channels)
         x = jax.image.resize(features, size, "linear", antialias=False)
         x = _activation(self.convolution(x)).reshape(features.shape[0], -1)

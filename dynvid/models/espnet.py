@@ -175,7 +175,7 @@ def espnet(params: Params, frames: Frames, *, stride: int = 1) -> jax.Array:
     x = _conv(params, "conv.conv", jnp.concatenate([x, fine], -1))
     x = _norm_act(params, "conv", x)
     if stride == 2:
-        return jnp.einsum("shwc,co->shwo", x, params["classifier"]["kernel"].mean((1, 2)))
+        return x @ params["classifier"]["kernel"].mean((1, 2))
     return _upsample(params["classifier"], x)
 
 
@@ -236,7 +236,7 @@ def _pool(x: jax.Array) -> jax.Array:
 
 def _upsample(layer: Params, x: jax.Array) -> jax.Array:
     """The transposed 2x2 convolution with stride 2: a product at each pixel, laid out as 2 x 2."""
-    kernel = layer["kernel"]
-    streams, height, width, _ = x.shape
-    y = jnp.einsum("shwc,cijo->shiwjo", x, kernel)
-    return y.reshape(streams, 2 * height, 2 * width, kernel.shape[3])
+    streams, height, width, channels = x.shape
+    y = x @ layer["kernel"].reshape(channels, -1)
+    y = y.reshape(streams, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
+    return y.reshape(streams, 2 * height, 2 * width, -1)

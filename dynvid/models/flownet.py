@@ -81,7 +81,7 @@ class FlowNetS(nnx.Module):
     38676506
     >>> network = nnx.eval_shape(lambda: FlowNetS(width=3 / 8, classes=19, rngs=nnx.Rngs(0)))
     >>> frames = jax.ShapeDtypeStruct((1, 576, 1088, 3), "uint8")
-    >>> outputs = nnx.eval_shape(network, frames, frames)
+    >>> outputs = nnx.eval_shape(lambda n, *pair: n(*pair), network, frames, frames)
     >>> outputs.flow.shape, outputs.features.shape
     ((1, 72, 136, 2), (1, 5, 9, 384))
     """
@@ -156,7 +156,11 @@ class FlowNetS(nnx.Module):
         Raises:
           ValueError: The frames' shapes do not fit.
         """
-        if current.ndim != 4 or current.shape[3] != 3 or current.shape[1] % 2 | current.shape[2] % 2:
+        if (
+            current.ndim != 4
+            or current.shape[3] != 3
+            or current.shape[1] % 2 | current.shape[2] % 2
+        ):
             raise ValueError(
                 f"current must be (S, H, W, 3) with H and W even; got {tuple(current.shape)}"
             )

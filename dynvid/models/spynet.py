@@ -18,9 +18,7 @@ _DEVIATION = (0.229, 0.224, 0.225)
 _COARSEST = 32  # the longer side at which the published pyramid ends
 
 
-def spynet(
-    params: Params, current: Frames, key: Frames, *, levels: int | None = None
-) -> jax.Array:
+def spynet(params: Params, current: Frames, key: Frames, *, levels: int | None = None) -> jax.Array:
     """Estimates the motion from one frame to another (Ranjan and Black 2017, Eq. 1-4).
 
     From the coarsest level on, each network G_k sees the frame, the other frame warped by what is
@@ -112,7 +110,7 @@ def _upsampled(flow: jax.Array, size: tuple[int, int]) -> jax.Array:
 
     The networks are trained on corners on corners, where dynvid aligns the pixels' areas.
     """
-    streams, height, width, _ = flow.shape
+    _, height, width, _ = flow.shape
     scale = jnp.array([(2 * height - 1) / (height - 1), (2 * width - 1) / (width - 1)])
     twice = jax.vmap(
         lambda x: jax.image.scale_and_translate(
