@@ -67,21 +67,21 @@ class _Reader:
         self.position += count
         return self.data[self.position - count : self.position]
 
-    def int(self) -> int:
+    def int32(self) -> int:
         return struct.unpack("<i", self.take(4))[0]
 
-    def longs(self, count: int) -> tuple[int, ...]:
+    def int64s(self, count: int) -> tuple[int, ...]:
         return struct.unpack(f"<{count}q", self.take(8 * count))
 
     def object(self, kind: str) -> tuple[int, np.dtype]:
         """The number of an object and, from its class `torch.<Dtype><kind>`, its dtype."""
-        found = self.int()
+        found = self.int32()
         if found != _OBJECT:
             raise ValueError(f"a {kind.lower()} must be of type {_OBJECT}; got type {found}")
-        number = self.int()
-        name = self.take(self.int())
+        number = self.int32()
+        name = self.take(self.int32())
         if name.startswith(b"V "):  # the version; files before it have the class at once
-            name = self.take(self.int())
+            name = self.take(self.int32())
         for prefix, dtype in _DTYPES.items():
             if name == f"torch.{prefix}{kind}".encode():
                 return number, dtype
@@ -90,18 +90,18 @@ class _Reader:
 
 def _tensor(reader: _Reader) -> np.ndarray:
     number, dtype = reader.object("Tensor")
-    axes = reader.int()
+    axes = reader.int32()
     if not 0 <= axes <= _MOST_AXES:
         raise ValueError(f"a tensor must have 0 to {_MOST_AXES} axes; got {axes}")
-    shape, strides = reader.longs(axes), reader.longs(axes)
-    (offset,) = reader.longs(1)
+    shape, strides = reader.int64s(axes), reader.int64s(axes)
+    (offset,) = reader.int64s(1)
     storage_number, stored = reader.object("Storage")
     # An object is written once and from then on referred to by its number.
     if storage_number == number:
         raise ValueError(f"object {number} is a tensor and its own storage")
     if stored != dtype:
         raise ValueError(f"a tensor of {dtype} has a storage of {stored}")
-    (count,) = reader.longs(1)
+    (count,) = reader.int64s(1)
     numbers = np.frombuffer(reader.take(count * dtype.itemsize), dtype)
 
     size = math.prod(shape) if axes else 0

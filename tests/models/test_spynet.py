@@ -78,6 +78,22 @@ def test_what_a_level_sees():
     np.testing.assert_allclose(seen, expected, rtol=0, atol=32 * EPS * 11)
 
 
+def test_flow_is_upsampled_corners_on_corners():
+    current = np.random.default_rng(0).uniform(0.5, 1, (1, 40, 36, 3)).astype(np.float32)
+    levels = constant_params()
+    for layer, (inputs, outputs) in zip(levels[0], LAYERS, strict=True):
+        # The coarsest flow is the red of the frame, which is positive.
+        layer["kernel"] = jnp.zeros((7, 7, inputs, outputs)).at[3, 3, 0, 0].set(1.0)
+    coarse, fine = (
+        np.asarray(spynet(levels, current, current, levels=n))[0, ..., 0] for n in (1, 2)
+    )
+    rows, columns = np.linspace(0, 19, 40), np.linspace(0, 17, 36)
+    wide = np.array([np.interp(columns, np.arange(18), row) for row in coarse])
+    expected = 2 * np.array([np.interp(rows, np.arange(20), column) for column in wide.T]).T
+    # Positions up to 20 are rounded, and weights with them; values are at most 2 * 2.3.
+    np.testing.assert_allclose(fine, expected, rtol=0, atol=4 * 20 * EPS * expected.max())
+
+
 def test_errors():
     frames = jnp.zeros((1, 64, 64, 3))
     with pytest.raises(ValueError, match=r"current must be \(S, H, W, 3\); got \(64, 64, 3\)"):
