@@ -4,13 +4,27 @@ A motion field `(S, h, w, 2)` holds (dx, dy) in pixels of its own grid and point
 frame to the key frame: what is seen at p now was at p + M(p) in the key frame.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Border = Literal["zeros", "edge"]
 """What is read outside of a map: zero, or the nearest of its pixels."""
+
+
+class Motion(NamedTuple):
+    """What a flow network says of pairs of images.
+
+    Attributes:
+      flow: `(S, h, w, 2)`, (dx, dy) in pixels of its own grid, from the current image to the key.
+      scale: `(S, h, w, channels)`, what a warped map is multiplied by; None for nothing.
+      features: What decisions are made from, `(S, a, b, c)`; None where there is nothing.
+    """
+
+    flow: jax.Array
+    scale: jax.Array | None = None
+    features: jax.Array | None = None
 
 
 def warp(values: jax.Array, flow: jax.Array, *, border: Border = "zeros") -> jax.Array:
@@ -115,3 +129,25 @@ def resize_flow(flow: jax.Array, size: tuple[int, int]) -> jax.Array:
         return flow
     resized = jax.image.resize(flow, (streams, *size, 2), "bilinear", antialias=False)
     return resized * jnp.array([size[1] / width, size[0] / height], flow.dtype)
+
+
+def resize_motion(motion: Motion, size: tuple[int, int]) -> Motion:
+    """Brings a motion and its scale field to the grid of the map that is warped.
+
+    Args:
+      motion: On any grid.
+      size: (height, width) of the new one.
+
+    Returns:
+      The flow resized with its values (`resize_flow`), the scale bilinearly; features stay.
+
+    >>> motion = Motion(jnp.ones((1, 2, 2, 2)), jnp.ones((1, 2, 2, 5)))
+    >>> larger = resize_motion(motion, (4, 8))
+    >>> larger.scale.shape, larger.flow[0, 0, 0].tolist()
+    ((1, 4, 8, 5), [4.0, 2.0])
+    """
+    scale = motion.scale
+    if scale is not None and scale.shape[1:3] != tuple(size):
+        shape = (scale.shape[0], *size, scale.shape[3])
+        scale = jax.image.resize(scale, shape, "bilinear", antialias=False)
+    return motion._replace(flow=resize_flow(motion.flow, size), scale=scale)

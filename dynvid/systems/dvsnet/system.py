@@ -15,7 +15,7 @@ from dynvid.ops import schedule
 from dynvid.ops.difference import changed_pixels
 from dynvid.ops.labels import LabelMap, best_classes, label_dtype, label_map
 from dynvid.ops.regions import RegionPaths, Regions, divide_frame
-from dynvid.ops.warp import warp
+from dynvid.ops.warp import Motion, warp
 from dynvid.systems.dvsnet.state import (
     DVSNetParams,
     DVSNetState,
@@ -25,22 +25,6 @@ from dynvid.systems.dvsnet.state import (
     unfolded,
 )
 from dynvid.types import Frames, Params, VideoFunction, Work
-
-
-class Motion(NamedTuple):
-    """What a flow network says of pairs of images.
-
-    Attributes:
-      flow: `(N, h, w, 2)`, (dx, dy) in pixels of its own grid, from the current image to the key.
-        The key logits are resized to this grid and warped there.
-      scale: `(N, h, w, classes)`, what the warped logits are multiplied by; None for nothing.
-      features: What the decision network reads, `(N, a, b, c)`; None where there is nothing.
-    """
-
-    flow: jax.Array
-    scale: jax.Array | None = None
-    features: jax.Array | None = None
-
 
 Policy = Literal["decision_network", "frame_difference", "flow_magnitude", "fixed_period"]
 
@@ -55,7 +39,7 @@ THRESHOLDS: Mapping[str, float] = {
 _LIMITS = {"decision_network": (0.0, 100.0), "fixed_period": (1.0, math.inf)}
 
 SegmentFn = Callable[[Params, jax.Array], jax.Array]
-FlowFn = Callable[[Params, jax.Array, jax.Array], Motion]
+FlowFn = Callable[[Params, jax.Array, jax.Array], Any]
 DecideFn = Callable[[Params, jax.Array], jax.Array]
 
 
@@ -93,7 +77,8 @@ def dvsnet(
     Args:
       segment: N, `segment(params, images) -> logits`, `(N, h, w, C)` to `(N, h', w', classes)`,
         for regions of a frame and for whole frames.
-      flow: F, `flow(params, current, key) -> Motion`, of such images.
+      flow: F, `flow(params, current, key)`, of such images: a `dynvid.ops.warp.Motion`, or whatever
+        has its attributes. The key logits are resized to the grid of its flow and warped there.
       decide: D, `decide(params, features) -> scores`, `(N,)` percent; for the policy
         "decision_network" only.
       grid: (rows, columns) of regions, see `dynvid.ops.regions.divide_frame`.
@@ -412,7 +397,7 @@ class _System(NamedTuple):
         return _for_each(which, turn, buffers, chunk=self.chunk)
 
     def _motion(self, params: DVSNetParams, images: jax.Array, keys: jax.Array) -> Motion:
-        return Motion(*self.flow(params.flow, images, keys))
+        return _as_motion(self.flow(params.flow, images, keys))
 
     def _logits_of(self, params: DVSNetParams, images: jax.Array) -> jax.ShapeDtypeStruct:
         """The shape of the logits of one region.
@@ -436,9 +421,7 @@ class _System(NamedTuple):
         image = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
         frame = jax.ShapeDtypeStruct((1, *frames.shape[1:]), frames.dtype)
         decision = 0
-        motion = jax.eval_shape(
-            lambda p, a, b: Motion(*self.flow(p, a, b)), params.flow, image, image
-        )
+        motion = _as_motion(jax.eval_shape(self.flow, params.flow, image, image))
         if self.policy == "decision_network" and motion.features is not None:
             assert self.decide is not None
             decision = count_macs(self.decide, params.decision, motion.features)
@@ -478,6 +461,11 @@ def _for_each(
         return turn(place, buffers)
 
     return lax.fori_loop(0, (count + chunk - 1) // chunk, body, buffers)
+
+
+def _as_motion(found: Any) -> Motion:
+    """A flow network may return more than a `Motion` has."""
+    return Motion(*(getattr(found, name, None) for name in Motion._fields))
 
 
 def _together(x: jax.Array) -> jax.Array:

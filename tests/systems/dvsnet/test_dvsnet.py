@@ -14,8 +14,8 @@ import dynvid
 from dynvid.graph import count_macs
 from dynvid.ops.labels import best_classes
 from dynvid.ops.regions import divide_frame
-from dynvid.ops.warp import warp
-from dynvid.systems.dvsnet import DVSNetParams, Motion, dvsnet
+from dynvid.ops.warp import Motion, warp
+from dynvid.systems.dvsnet import DVSNetParams, dvsnet
 
 CLASSES = 5
 SIZE = (24, 40)
