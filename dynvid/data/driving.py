@@ -39,7 +39,6 @@ _BLOCK = _METRE + 7  # bits of the 128 m from one stop to the next
 _EYE = 1.4  # height of the camera
 _LANE = 1.75  # the middle of a lane, from that of the road
 _PARKED = 3.75  # the side of parked cars that faces the road
-_CURB = 5.6
 _FENCE_SETBACK = 1.3  # from the house fronts
 _ZEBRA = 10.0  # from where the camera stops to the crossing
 _FAR = 1e6  # the depth of the skyline; the sky's is ten times as much
@@ -63,7 +62,9 @@ class Drive:
       side: `()` float32, the side that is driven on: 1 right, -1 left.
       focal: `()` float32, focal length, pixels.
       horizon: `()` float32, the row of the horizon when the car does not pitch, pixels.
-      facade: `()` float32, from the middle of the road to the house fronts, metres.
+      parking: `(2,)` bool, whether cars are parked to the left and to the right.
+      curb: `(2,)` float32, from the middle of the road to both curbs, metres.
+      facade: `(2,)` float32, from the middle of the road to the house fronts, metres.
       sway: `(2,)` float32, how far the car sways in its lane, metres, once and twice a block.
       phase: `(2,)` float32, of both, turns.
       vibration: `()` float32, largest jitter of the horizon at full speed, pixels.
@@ -86,6 +87,8 @@ class Drive:
     side: jax.Array
     focal: jax.Array
     horizon: jax.Array
+    parking: jax.Array
+    curb: jax.Array
     facade: jax.Array
     sway: jax.Array
     phase: jax.Array
@@ -205,15 +208,19 @@ def _draw(key, speed, traffic, noise, *, size) -> Drive:
     exposure = uniform(0.85, 1.15) * (1 - 0.45 * dusk)
     warmth = uniform(-0.06, 0.08) + 0.06 * dusk
     sun, front = uniform(-0.22, 0.22), uniform(-0.12, 0.12)
+    parking = jnp.stack([next(draws), next(draws)]) < 0.65
+    curb = jnp.where(parking, 5.5, 3.9)
     lead_draw, side_draw = next(draws), next(draws)
     return Drive(
         size=size,
         seed=jax.random.bits(seed_key, (), jnp.uint32),
         side=jnp.where(side_draw < 0.7, 1.0, -1.0),
         focal=320 * scale * uniform(0.78, 0.92),
-        horizon=size[0] * uniform(0.42, 0.5),
-        facade=uniform(9.2, 11.5),
-        sway=jnp.stack([uniform(0.2, 0.5), uniform(0.1, 0.35)]),
+        horizon=size[0] * uniform(0.47, 0.57),
+        parking=parking,
+        curb=curb,
+        facade=curb + jnp.stack([uniform(3.6, 5.4), uniform(3.6, 5.4)]),
+        sway=jnp.stack([uniform(0.1, 0.35), uniform(0.05, 0.25)]),
         phase=jnp.stack([uniform(0, 1), uniform(0, 1)]),
         vibration=scale * uniform(0.1, 0.6),
         speed=cruise,
@@ -264,9 +271,7 @@ def render_drive(
 
 
 @jax.jit
-def drive_motion(
-    drive: Drive, t: jax.typing.ArrayLike, key_t: jax.typing.ArrayLike
-) -> jax.Array:
+def drive_motion(drive: Drive, t: jax.typing.ArrayLike, key_t: jax.typing.ArrayLike) -> jax.Array:
     """Motion from frame `t` to frame `key_t`, as `render_drive` gives it, without the picture.
 
     Args:
@@ -462,7 +467,9 @@ def _camera(drive: Drive, t: jax.Array) -> _Camera:
     moving = jnp.where(drive.speed > 0, share, 0.0)
     jitter = 2 * _draws(_hash(drive.seed, 1, t), 0) - 1
     scale = drive.focal / 272
-    pitch = moving * drive.vibration * jitter + scale * jnp.where(drive.speed > 0, 1.5 * change, 0.0)
+    pitch = moving * drive.vibration * jitter + scale * jnp.where(
+        drive.speed > 0, 1.5 * change, 0.0
+    )
     ends = jnp.sum(drive.frames).astype(jnp.float32)
     crossing_frames = drive.frames[3].astype(jnp.float32)
     lead_z, *_ = _progress(drive, t + drive.lead_frames)
@@ -587,8 +594,11 @@ _CLOTHES = np.array(
 )  # fmt: skip
 _TROUSERS = np.array([[40, 46, 70], [34, 34, 38], [92, 84, 74], [58, 64, 84]])
 _SKIN = np.array([[224, 178, 148], [196, 146, 112], [140, 96, 70]])
+_HAIR = np.array([[40, 32, 28], [96, 70, 44], [24, 24, 26], [150, 120, 80]])
 _BOARDS = np.array([[28, 74, 168], [190, 28, 34], [232, 190, 40], [24, 110, 70], [190, 28, 34]])
-_FACES = np.array([[236, 238, 240], [240, 240, 238], [40, 38, 30], [238, 240, 238], [236, 236, 232]])
+_FACES = np.array(
+    [[236, 238, 240], [240, 240, 238], [40, 38, 30], [238, 240, 238], [236, 236, 232]]
+)
 _LEAVES = np.array([[78, 108, 48], [62, 92, 46], [98, 118, 52], [112, 104, 46], [58, 84, 56]])
 _PLANKS = np.array([[134, 100, 70], [210, 208, 200], [92, 98, 96], [150, 128, 102]])
 _TYRE = np.array([26.0, 26, 28])
@@ -616,6 +626,10 @@ class _Column(NamedTuple):
         depth = (outward - self.sign * self.camera.x) / slope
         return depth, depth * self.rays.z, jnp.maximum(1 / slope, 1.0)
 
+    def beside(self, value: jax.Array) -> jax.Array:
+        """For every column that of its side, of `(2,)`."""
+        return jnp.where(self.right, value[1], value[0])
+
     def own(self, value: jax.Array) -> jax.Array:
         """For every column that of its side, of `(slots, 2, ...)`."""
         right = self.right.reshape(1, -1, *(1,) * (value.ndim - 2))
@@ -641,7 +655,7 @@ def _house(h: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Whether a cell of 16 m has a house, its height and its colour."""
     floors = jnp.floor(2 + 3.4 * _draws(h, 1))
     color = _pick(h, 2, _WALLS) * (0.85 + 0.25 * _draws(h, 3))[..., None]
-    return _draws(h, 0) < 0.8, 3.1 * floors + 0.9, color
+    return _draws(h, 0) < 0.74, 3.1 * floors + 0.9, color
 
 
 _HOUSES = 2  # salts of hashes
@@ -674,7 +688,7 @@ def _windows(offset, pitch, footprint):
 
 def _facades(column: _Column) -> _Planes:
     drive, camera = column.drive, column.camera
-    depth, ahead, slant = column.along(drive.facade)
+    depth, ahead, slant = column.along(column.beside(drive.facade))
     ahead = jnp.minimum(ahead, 1000.0)
     z = camera.z + _units(ahead)
     h = _cell_hash(drive, z >> _STREET_CELL, _STREET_CELL, _HOUSES, column.right)
@@ -702,7 +716,7 @@ def _house_walls(column: _Column) -> _Planes:
     levels = (*levels[:2], column.own(levels[2]))
     colors = tuple(column.own(c) for c in colors)
     depth, x = column.across(to)
-    outward = column.sign * x - drive.facade
+    outward = column.sign * x - column.beside(drive.facade)
     window, number = _windows(outward - 1.0, 3.1, depth / drive.focal)
     window = jnp.where((outward > 1.0) & (outward < 10.0), window, 0.0)
     return _planes(
@@ -715,7 +729,7 @@ def _house_walls(column: _Column) -> _Planes:
 
 def _fences(column: _Column) -> _Planes:
     drive, camera = column.drive, column.camera
-    depth, ahead, slant = column.along(drive.facade - _FENCE_SETBACK)
+    depth, ahead, slant = column.along(column.beside(drive.facade) - _FENCE_SETBACK)
     ahead = jnp.minimum(ahead, 1000.0)
     z = camera.z + _units(ahead)
     h = _cell_hash(drive, z >> _STREET_CELL, _STREET_CELL, _HOUSES, column.right)
@@ -733,7 +747,7 @@ def _fences(column: _Column) -> _Planes:
     return _planes(
         (1, drive.size[1]), depth, 0.0, top, (0.25, 0.38, height - 0.14),
         (0.85 * planks, color, planks, color), [_FENCE] * 4, z,
-        texture=0.08, slant=slant, there=(ahead < 400) & (~house | (_draws(h, 12) < 0.3)),
+        texture=0.08, slant=slant, there=(ahead < 400) & (~house | (_draws(h, 12) < 0.4)),
     )  # fmt: skip
 
 
@@ -742,9 +756,9 @@ def _trees(column: _Column) -> _Planes:
     h, to = _cells(drive, column.camera.z, _STREET_CELL, count, _HOUSES)
     house, *_ = _house(h)
     garden = ~house
-    there = _draws(h, 20) < jnp.where(garden, 0.95, 0.5)
+    there = _draws(h, 20) < jnp.where(garden, 0.95, 0.6)
     to = to + 2 + 12 * _draws(h, 21)
-    outward = jnp.where(garden, drive.facade + 2.5, _CURB + 0.9)
+    outward = jnp.where(garden, drive.facade + 2.5, drive.curb + 0.9)
     radius = jnp.where(garden, 2.6, 1.5) + 1.0 * _draws(h, 22)
     half = radius * (0.8 + 0.5 * _draws(h, 23))
     middle = half + jnp.where(garden, 1.2, 2.1) + 0.6 * _draws(h, 24)
@@ -757,7 +771,7 @@ def _trees(column: _Column) -> _Planes:
     along = _units(u) + h.astype(jnp.int32)
     # The outline is as rough as leaves are.
     fixed = jnp.full(along.shape, 10, jnp.int32)
-    rough = 0.7 * _value_noise(along, along >> 9, fixed + 1) + 0.5 * _value_noise(along, -along, fixed)
+    rough = _value_noise(along, along >> 9, fixed + 2) + 0.6 * _value_noise(along, -along, fixed)
     reach = jnp.sqrt(jnp.maximum(1 - (u / radius) ** 2, 0.0))
     upper = half * reach * (1 + 0.22 * rough)
     lower = half * reach * (0.9 - 0.22 * rough)
@@ -778,7 +792,7 @@ def _poles(column: _Column) -> _Planes:
     to = to + 1 + 6 * _draws(h, 1)
     h, to = column.own(h), column.own(to)
     depth, x = column.across(to)
-    u = column.sign * x - (_CURB + 0.35)
+    u = column.sign * x - column.beside(drive.curb) - 0.35
     kind = _draws(h, 0)
     lamp, light = kind < 0.22, (kind >= 0.22) & (kind < 0.32)
     sign = (kind >= 0.32) & (kind < 0.68)
@@ -837,7 +851,9 @@ def _poles(column: _Column) -> _Planes:
 
 def _car(h: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Height of the roof, colour of the body."""
-    return 1.38 + 0.2 * _draws(h, 40), _pick(h, 41, _BODIES) * (0.85 + 0.3 * _draws(h, 42))[..., None]
+    return 1.38 + 0.2 * _draws(h, 40), _pick(h, 41, _BODIES) * (0.85 + 0.3 * _draws(h, 42))[
+        ..., None
+    ]
 
 
 def _car_side(position, roof, color):
@@ -861,8 +877,10 @@ def _car_side(position, roof, color):
     return jnp.where(wheel, radius - arc, 0.2), high, levels, colors
 
 
-def _car_bumper(u, front, color):
+def _car_bumper(u, front, roof, color):
     """Outline, levels and colours at `u` metres from its middle, of its front or of its rear."""
+    del roof
+    front = front[..., None]
     far = jnp.abs(u)
     high = _SILL - 0.5 * jnp.maximum(far - 0.72, 0.0)
     tyre = (far > 0.55) & (far < 0.78)
@@ -878,7 +896,9 @@ def _car_bumper(u, front, color):
     return jnp.where(tyre, 0.0, 0.2), high, (0.38, 0.54, 0.76), colors
 
 
-def _car_cabin(u, roof, color):
+def _car_cabin(u, front, roof, color):
+    """The same of the windows and the roof, and of the hood before them."""
+    del front
     far = jnp.abs(u)
     high = _SILL + (roof - _SILL) * jnp.clip((_HALF_WIDTH - far) / 0.2, 0.0, 1.0)
     levels = (_SILL, _SILL + 0.06, jnp.maximum(high - 0.1, _SILL + 0.06))
@@ -886,79 +906,13 @@ def _car_cabin(u, roof, color):
     return 0.3, high, levels, (1.06 * color, 0.9 * color, glass, color)
 
 
-def _car_faces(h, depths, us, there, front, along, shift=(0.0, 0.0)) -> list[_Planes]:
-    """The bumper and the cabin, given where each column meets their planes."""
-    roof, color = _car(h)
-    found = []
-    for depth, u, (low, high, levels, colors) in (
-        (depths[0], us[0], _car_bumper(us[0], front[..., None], color)),
-        (depths[1], us[1], _car_cabin(us[1], roof, color)),
-    ):
-        found.append(
-            _planes(
-                depth.shape, depth, low, high, levels, colors, [_CAR] * 4, _units(u) + along,
-                texture=0.03, shift=shift, there=there & (jnp.abs(u) < _HALF_WIDTH),
-            )  # fmt: skip
-        )
-    return found
-
-
 _PARKED_CARS = 4
 _PARKED_CELL = _METRE + 3
 
 
-def _parked_car(h: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _parked_car(drive: Drive, h: jax.Array, side: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Whether a cell of 8 m has a parked car, and where its middle is."""
-    return _draws(h, 0) < 0.5, 2.6 + 2.8 * _draws(h, 1)
-
-
-def _parked_cars(column: _Column) -> list[_Planes]:
-    drive, camera = column.drive, column.camera
-    onward = column.sign * drive.side  # 1 where cars are seen from behind
-    depth, ahead, slant = column.along(_PARKED)
-    ahead = jnp.minimum(ahead, 1000.0)
-    z = camera.z + _units(ahead)
-    h = _cell_hash(drive, z >> _PARKED_CELL, _PARKED_CELL, _PARKED_CARS, column.right)
-    there, middle = _parked_car(h)
-    position = _metres(z & ((1 << _PARKED_CELL) - 1)) - middle
-    low, high, levels, colors = _car_side(position * onward, *_car(h))
-    sides = _planes(
-        (1, drive.size[1]), depth, low, high, levels, colors, [_CAR] * 4, _units(position),
-        texture=0.03, slant=slant,
-        there=there & (jnp.abs(position) < _HALF_CAR) & (ahead < 100),
-    )  # fmt: skip
-    h, to = _cells(drive, camera.z, _PARKED_CELL, 12, _PARKED_CARS)
-    there, middle = _parked_car(h)
-    near = to + middle - _HALF_CAR
-    h, there, near = (column.own(v) for v in (h, there, near))
-    front = jnp.broadcast_to(onward < 0, h.shape)
-    met = [column.across(near), column.across(near + jnp.where(front, 1.15, 0.2))]
-    us = [column.sign * x - _PARKED - _HALF_WIDTH for _, x in met]
-    depths = [depth for depth, _ in met]
-    return [sides, *_car_faces(h, depths, us, there, front, h.astype(jnp.int32))]
-
-
-def _moving_cars(column: _Column, h, there, near, x, front, shift) -> list[_Planes]:
-    """Cars whose near ends are `near` metres ahead and whose middles are at `x`, `(cars, 1)`."""
-    drive, camera = column.drive, column.camera
-    met = [column.across(near), column.across(near + jnp.where(front, 1.15, 0.2))]
-    us = [at - x for _, at in met]
-    columns = (h.shape[0], drive.size[1])
-    seed, front = (jnp.broadcast_to(v, columns) for v in (h, front))
-    faces = _car_faces(seed, [d for d, _ in met], us, there, front, seed.astype(jnp.int32), shift)
-    # The side that faces the camera, where the camera is not behind or before the car itself.
-    side = x - column.sign * _HALF_WIDTH
-    slope = jnp.maximum(jnp.abs(column.rays.x), 1e-4)
-    depth = column.sign * (side - camera.x) / slope
-    position = depth * column.rays.z - near - _HALF_CAR
-    low, high, levels, colors = _car_side(position * jnp.where(front, -1, 1), *_car(seed))
-    sides = _planes(
-        columns, depth, low, high, levels, colors, [_CAR] * 4,
-        _units(jnp.clip(position, -9, 9)) + seed.astype(jnp.int32),
-        texture=0.03, slant=jnp.maximum(1 / slope, 1.0), shift=shift,
-        there=there & (jnp.abs(position) < _HALF_CAR),
-    )  # fmt: skip
-    return [*faces, sides]
+    return (_draws(h, 0) < 0.5) & drive.parking[side], 2.6 + 2.8 * _draws(h, 1)
 
 
 _ONCOMING = 5
@@ -975,84 +929,177 @@ def _lane(drive: Drive) -> jax.Array:
     return -drive.side * _LANE  # that of the oncoming
 
 
-def _traffic(column: _Column, key: _Camera) -> list[_Planes]:
-    """Oncoming cars and the car ahead."""
+def _cars(column: _Column, key: _Camera) -> list[_Planes]:
+    """The parked, the oncoming and the one ahead: all across the road, then all along it."""
     drive, camera = column.drive, column.camera
-    h, to = _cells(drive, _oncoming_origin(camera), _ONCOMING_CELL, 4, _ONCOMING)
-    h = h[:, :1]
-    shift = (0.0, -_metres(key.z - camera.z))
-    oncoming = _moving_cars(
-        column, h, _draws(h, 0) < 1.3 * drive.traffic, to, _lane(drive), jnp.array([[True]]), shift
+    width = drive.size[1]
+    zero = jnp.zeros((1, 1))
+
+    # Where each car's near end and its middle are, whether its front is seen, how far it moves.
+    h, to = _cells(drive, camera.z, _PARKED_CELL, 12, _PARKED_CARS)
+    there, middle = _parked_car(drive, h, jnp.arange(2))
+    parked = (
+        column.own(h),
+        column.own(there),
+        column.own(to + middle - _HALF_CAR),
+        column.sign * (_PARKED + _HALF_WIDTH),
+        column.sign * drive.side < 0,
+        zero,
+        zero,
     )
-    h = _hash(drive.seed, 6, jnp.zeros((1, 1), jnp.int32))
-    near = _metres(camera.lead_z - camera.z)[None, None]
+    h, to = _cells(drive, _oncoming_origin(camera), _ONCOMING_CELL, 4, _ONCOMING)
+    oncoming = (
+        h[:, :1],
+        _draws(h[:, :1], 0) < 1.3 * drive.traffic,
+        to,
+        _lane(drive),
+        jnp.bool_(True),
+        zero,
+        zero - _metres(key.z - camera.z),
+    )
     (x, _), (key_x, _) = _path(drive, camera.lead_z), _path(drive, key.lead_z)
-    shift = (key_x - x, _metres(key.lead_z - camera.lead_z))
-    there = drive.lead & (drive.traffic > 0)
-    lead = _moving_cars(column, h, there, near, x, jnp.array([[False]]), shift)
-    return [*oncoming, *lead]
+    lead = (
+        _hash(drive.seed, 6, jnp.zeros((1, 1), jnp.int32)),
+        drive.lead & (drive.traffic > 0),
+        zero + _metres(camera.lead_z - camera.z),
+        x,
+        jnp.bool_(False),
+        zero + (key_x - x),
+        zero + _metres(key.lead_z - camera.lead_z),
+    )
+    cars = [
+        jnp.concatenate(
+            [jnp.broadcast_to(v, (n, width)) for v, n in zip(vs, (12, 4, 1), strict=True)]
+        )
+        for vs in zip(parked, oncoming, lead, strict=True)
+    ]
+    h, there, near, x, front, *shift = jax.lax.optimization_barrier(cars)
+    roof, color = _car(h)
+    found = []
+    for back, profile in ((0.0, _car_bumper), (jnp.where(front, 1.15, 0.2), _car_cabin)):
+        depth, at = column.across(near + back)
+        u = at - x
+        low, high, levels, colors = profile(u, front, roof, color)
+        found.append(
+            _planes(
+                depth.shape,
+                depth,
+                low,
+                high,
+                levels,
+                colors,
+                [_CAR] * 4,
+                _units(u) + h.astype(jnp.int32),
+                texture=0.03,
+                shift=shift,
+                there=there & (jnp.abs(u) < _HALF_WIDTH),
+            )  # fmt: skip
+        )
 
-
-def _people(column: _Column, h, there, depth, u, shift, scale) -> _Planes:
-    """Those on foot, `u` metres from their middle."""
-    scale = scale * (0.92 + 0.16 * _draws(h, 1))
-    far = jnp.abs(u / scale)
-    head = far < 0.12
-    shoulder = 1.47 - 0.25 * jnp.maximum(far - 0.12, 0.0)
-    # Legs apart by a gap, arms to the height of the hips.
-    gap = far < 0.035
-    leg = (far >= 0.035) & (far < 0.19)
-    arm = (far > 0.215) & (far < 0.29)
-    low = jnp.where(gap, 0.55, jnp.where(leg, 0.0, jnp.where(arm, 0.78, 0.85)))
-    high = jnp.where(head, 1.76 - 6 * jnp.maximum(far - 0.06, 0.0) ** 2 * 4, shoulder)
-    dark = _pick(h, 2, np.array([[40, 32, 28], [96, 70, 44], [24, 24, 26], [150, 120, 80]]))
-    top = jnp.where((arm & (_draws(h, 5) < 0.3))[..., None], _pick(h, 4, _SKIN), _pick(h, 3, _CLOTHES))
-    colors = (_pick(h, 6, _TROUSERS), top, _pick(h, 4, _SKIN), dark)
-    levels = (jnp.where(arm, 0.0, 0.86), 1.48, 1.66)
-    return _planes(
-        depth.shape, depth, low * scale, high * scale, tuple(level * scale for level in levels),
-        colors, [_PEDESTRIAN] * 4, _units(u) + h.astype(jnp.int32), texture=0.06, shift=shift,
-        there=there & (far < 0.29),
-    )  # fmt: skip
+    # The sides: all that are parked on one side of the road have theirs in one plane.
+    depth, ahead, slant = column.along(_PARKED)
+    ahead = jnp.minimum(ahead, 1000.0)
+    z = camera.z + _units(ahead)
+    parked_h = _cell_hash(drive, z >> _PARKED_CELL, _PARKED_CELL, _PARKED_CARS, column.right)
+    parked_there, middle = _parked_car(drive, parked_h, column.right.astype(jnp.int32))
+    position = _metres(z & ((1 << _PARKED_CELL) - 1)) - middle
+    # Of the others that which faces the camera, unless it is right behind or before the car.
+    moving_depth, moving_ahead, _ = column.along(column.sign * x[12:] - _HALF_WIDTH)
+    h = jnp.concatenate([parked_h[None], h[12:]])
+    depth = jnp.concatenate([depth[None], moving_depth])
+    position = jnp.concatenate([position[None], moving_ahead - near[12:] - _HALF_CAR])
+    there = jnp.concatenate([(parked_there & (ahead < 100))[None], there[12:]])
+    front = jnp.concatenate([front[:1], front[12:]])
+    shift = [jnp.concatenate([v[:1], v[12:]]) for v in shift]
+    roof, color = _car(h)
+    position = position.clip(-9, 9)
+    low, high, levels, colors = _car_side(jnp.where(front, -position, position), roof, color)
+    found.append(
+        _planes(
+            depth.shape,
+            depth,
+            low,
+            high,
+            levels,
+            colors,
+            [_CAR] * 4,
+            _units(position) + h.astype(jnp.int32),
+            texture=0.03,
+            slant=slant,
+            shift=shift,
+            there=there & (jnp.abs(position) < _HALF_CAR),
+        )  # fmt: skip
+    )
+    return found
 
 
 _WALK = _UNIT * 9 // 100  # 4.9 km/h at 15 frames a second
 _RIDE = _UNIT * 30 // 100
 
 
-def _pedestrians(column: _Column, key: _Camera) -> list[_Planes]:
+def _pedestrians(column: _Column, key: _Camera) -> _Planes:
+    """Those who walk on the pavements, either way, and those who cross the road."""
     drive, camera = column.drive, column.camera
-    found = []
+    width = drive.size[1]
+    room = drive.facade - _FENCE_SETBACK - drive.curb - 1.2
+    groups = []
     for direction, salt in ((1, 7), (-1, 8)):
-        walked = direction * _WALK * camera.t
-        h, to = _cells(drive, camera.z - walked, _METRE + 3, 6, salt)
+        h, to = _cells(drive, camera.z - direction * _WALK * camera.t, _METRE + 3, 6, salt)
         there = _draws(h, 0) < 0.75 * drive.traffic
         to = to + 7.5 * _draws(h, 10)
-        outward = _CURB + 0.8 + (drive.facade - _FENCE_SETBACK - _CURB - 1.2) * _draws(h, 11)
-        h, there, to, outward = (column.own(v) for v in (h, there, to, outward))
-        depth, x = column.across(to)
-        shift = (0.0, _metres(direction * _WALK * (key.t - camera.t)))
-        found.append(_people(column, h, there, depth, column.sign * x - outward, shift, 1.0))
+        x = jnp.array([-1, 1]) * (drive.curb + 0.8 + room * _draws(h, 11))
+        moved = _metres(direction * _WALK * (key.t - camera.t))
+        groups.append((*(column.own(v) for v in (h, there, to, x)), 0.0, moved))
     # Those who cross before the camera while it stands; those of the last stop have arrived.
     h, to = _cells(drive, camera.z, _BLOCK, 2, 9)
     order = jnp.arange(2, dtype=jnp.float32)
-    apart = _ZEBRA + 0.9 + 1.2 * order
-    start = (_CURB + 0.7) * jnp.array([-1.0, 1.0])
-    done, was_done = (
-        jnp.stack([jnp.ones(2), jnp.clip(c.crossing * (1.15 + 0.2 * order), 0, 1)])
-        for c in (camera, key)
-    )
-    # In the frames that motion leads to, the next block may have been the one before.
-    was_done = jnp.where((key.z >> _BLOCK) == (camera.z >> _BLOCK), was_done, jnp.stack([was_done[1], jnp.zeros(2)]))
-    place, was = (_round(start * (1 - 2 * d), _METRE) for d in (done, was_done))
+    to = to + _ZEBRA + 0.9 + 1.2 * order
+    x, was = (_crossing(drive, c, (camera.z >> _BLOCK) + jnp.arange(2)) for c in (camera, key))
     there = (_draws(h, 0) < 1.3 * drive.traffic) & ~drive.lead
-    h, there, to, place, shift = (
-        v.reshape(4, 1) for v in (h, there, to + apart, place, was - place)
+    groups.append((*(v.reshape(4, 1) for v in (h, there, to, x, was - x)), 0.0))
+    people = [
+        jnp.concatenate(
+            [jnp.broadcast_to(v, (n, width)) for v, n in zip(vs, (6, 6, 4), strict=True)]
+        )
+        for vs in zip(*groups, strict=True)
+    ]
+    h, there, to, x, *shift = jax.lax.optimization_barrier(people)
+    depth, at = column.across(to)
+    u = at - x
+    far = jnp.abs(u)
+    head = 1.64 + 0.13 * jnp.sqrt(jnp.maximum(1 - (far / 0.105) ** 2, 0.0))
+    shoulder = 1.5 - 1.2 * jnp.maximum(far - 0.13, 0.0) ** 2 * 8
+    # Legs apart by a gap, arms to the height of the hips.
+    arm = far > 0.215
+    low = jnp.where(far < 0.03, 0.6, jnp.where(far < 0.185, 0.0, jnp.where(arm, 0.8, 0.7)))
+    high = jnp.where(far < 0.105, head, shoulder)
+    bare = arm & (_draws(h, 5) < 0.3)
+    skin = _pick(h, 4, _SKIN)
+    colors = (
+        _pick(h, 6, _TROUSERS),
+        jnp.where(bare[..., None], skin, _pick(h, 3, _CLOTHES)),
+        skin,
+        _pick(h, 2, _HAIR),
     )
-    depth, x = column.across(to)
-    h = jnp.broadcast_to(h, depth.shape)
-    found.append(_people(column, h, there, depth, x - place, (shift, 0.0), 1.0))
-    return found
+    tall = 0.94 + 0.1 * _draws(h, 1)
+    levels = tuple(tall * level for level in (jnp.where(arm, 0.0, 0.86), 1.5, 1.67))
+    return _planes(
+        depth.shape, depth, low * tall, high * tall, levels, colors, [_PEDESTRIAN] * 4,
+        _units(u) + h.astype(jnp.int32), texture=0.06, shift=shift, there=there & (far < 0.285),
+    )  # fmt: skip
+
+
+def _crossing(drive: Drive, camera: _Camera, cells: jax.Array) -> jax.Array:
+    """Where those are who cross at the beginning of `cells`, x in metres, `(cells, 2)`.
+
+    They go while the camera stands before them; before that they wait, and after it they stay.
+    """
+    here = (camera.z >> _BLOCK) - cells
+    share = jnp.where(here < -1, 0.0, jnp.where(here < 0, camera.crossing, 1.0))
+    share = jnp.clip(share[:, None] * jnp.array([1.15, 1.35]), 0, 1)
+    ends = jnp.stack([drive.curb[0], -drive.curb[1]]) + jnp.array([0.7, -0.7])
+    first, last = -ends, jnp.stack([drive.curb[1], -drive.curb[0]]) + jnp.array([0.7, -0.7])
+    return _round(first + share * (last - first), _METRE)
 
 
 def _bicyclists(column: _Column, key: _Camera) -> _Planes:
@@ -1077,7 +1124,10 @@ def _bicyclists(column: _Column, key: _Camera) -> _Planes:
     helmet = _pick(h, 4, np.array([[230, 230, 226], [200, 40, 40], [40, 44, 50], [224, 190, 60]]))
     top = jnp.where(body[..., None], _pick(h, 2, _CLOTHES), _TYRE)
     colors = (_TYRE, jnp.where(wheels, _TYRE, _pick(h, 3, _TROUSERS)), top, helmet)
-    shift = (0.0, _metres((_RIDE * (key.t - camera.t) * drive.side * column.sign).astype(jnp.int32)))
+    shift = (
+        0.0,
+        _metres((_RIDE * (key.t - camera.t) * drive.side * column.sign).astype(jnp.int32)),
+    )
     return _planes(
         depth.shape, depth, low, high, levels, colors, [_BICYCLIST] * 4,
         _units(u) + h.astype(jnp.int32), texture=0.06, shift=shift, there=there & (far < 0.33),
@@ -1130,8 +1180,7 @@ def _look(drive: Drive, camera: _Camera, key: _Camera) -> _Seen:
     column = _Column(drive, camera, rays, right, jnp.where(right, 1.0, -1.0))
     groups = [
         _facades(column), _house_walls(column), _fences(column), _trees(column), _poles(column),
-        *_parked_cars(column), *_traffic(column, key), *_pedestrians(column, key),
-        _bicyclists(column, key), _skyline(column),
+        *_cars(column, key), _pedestrians(column, key), _bicyclists(column, key), _skyline(column),
     ]  # fmt: skip
     planes = _Planes(*(jnp.concatenate(parts) for parts in zip(*groups, strict=True)))
     count = planes.depth.shape[0]
@@ -1144,11 +1193,16 @@ def _look(drive: Drive, camera: _Camera, key: _Camera) -> _Seen:
         for edge in (planes.high, planes.low)
     )
     nearness = jnp.where(planes.high > planes.low, nearness, _NONE)
+    planes, nearness, top, bottom = jax.lax.optimization_barrier((planes, nearness, top, bottom))
     rows = (jnp.arange(height, dtype=jnp.float32) + 0.5)[:, None]
-    nearest = jnp.full((height, width), _NONE, jnp.int32)
-    for n in range(count):
-        within = (rows >= top[n]) & (rows < bottom[n])
-        nearest = jnp.minimum(nearest, jnp.where(within, nearness[n], _NONE))
+
+    def nearer(nearest, plane):
+        top, bottom, nearness = plane
+        within = (rows >= top) & (rows < bottom)
+        return jnp.minimum(nearest, jnp.where(within, nearness, _NONE)), None
+
+    nothing = jnp.full((height, width), _NONE, jnp.int32)
+    nearest, _ = jax.lax.scan(nearer, nothing, (top, bottom, nearness), unroll=4)
     hit = nearest < _NONE
     plane = jnp.where(hit, nearest & ((1 << low_bits) - 1), 0)
     index = plane * width + jnp.arange(width, dtype=jnp.int32)
@@ -1156,7 +1210,7 @@ def _look(drive: Drive, camera: _Camera, key: _Camera) -> _Seen:
     ground = ~hit & (up < 0)
     beyond = jnp.where(ground, _EYE / jnp.maximum(-up, 1e-6), 10 * _FAR)
     depth = jnp.where(hit, planes.depth.reshape(-1)[index], beyond)
-    return _Seen(planes, index, hit, ground, depth)
+    return jax.lax.optimization_barrier(_Seen(planes, index, hit, ground, depth))
 
 
 def _motion(drive: Drive, now: _Camera, key: _Camera, seen: _Seen) -> jax.Array:
@@ -1213,12 +1267,16 @@ def _paint(drive: Drive, camera: _Camera, seen: _Seen) -> tuple[jax.Array, jax.A
     pixel = jnp.minimum(depth, 2000) / drive.focal
     footprint = pixel * jnp.where(hit, real[..., 6], jnp.where(ground, depth / _EYE * 0.7, 1.0))
     footprint = jnp.where(depth >= _FAR, jnp.where(hit, 0.15, 2.5), footprint)
-    noise = _texture(along, other, footprint * _UNIT)
+    real, whole, along, other, footprint = jax.lax.optimization_barrier(
+        (real, whole, along, other, footprint)
+    )
+    noise = jax.lax.optimization_barrier(_texture(along, other, footprint * _UNIT))
 
     # What is on the planes.
     ragged_y = y + real[..., 4] * noise
     band = sum((ragged_y >= real[..., i]).astype(jnp.int32) for i in range(3))
     painted = planes.paint.reshape(-1, 4)[index * 4 + band]
+    painted = jax.lax.optimization_barrier(painted)
     color, label = painted[..., :3], painted[..., 3]
     color = _with_windows(drive, color, y, band, real[..., 5], whole[..., 1], pixel)
     contrast = real[..., 3]
@@ -1233,6 +1291,7 @@ def _paint(drive: Drive, camera: _Camera, seen: _Seen) -> tuple[jax.Array, jax.A
     color = color + haze * (_haze_color(drive) - color)
     color = jnp.where(above, sky, color)
     labels = jnp.where(hit, label, jnp.where(ground, road_label, _SKY)).astype(jnp.uint8)
+    color = jax.lax.optimization_barrier(color)
     frame = _expose(drive, camera, color)
     return frame, labels
 
@@ -1255,6 +1314,8 @@ def _with_windows(drive, color, y, band, share, seed, pixel):
 def _ground_color(drive, camera, x, z, depth):
     """Asphalt, markings, curbs and slabs, by position; and their labels."""
     far = jnp.abs(x)
+    edge = jnp.where(x > 0, drive.curb[1], drive.curb[0])
+    on_road = far < edge
     wide = depth / drive.focal
     deep = wide * depth / _EYE
     asphalt, slabs = jnp.array([104.0, 104, 108]), jnp.array([158.0, 152, 146])
@@ -1269,7 +1330,7 @@ def _ground_color(drive, camera, x, z, depth):
     stripes = _box(jnp.mod(far, 1.0) - 0.5, 0.25, wide) * _box(block - _ZEBRA - 1.5, 1.5, deep)
     zebra = jnp.where(far < 3.4, stripes, 0.0)
     stop = _box(block - _ZEBRA + 1.2, 0.2, deep) * ((x * drive.side > 0.1) & (far < 3.4))
-    bay = _box(jnp.mod(dash, 8.0) - 0.2, 0.06, deep) * ((far > 3.5) & (far < _CURB - 0.1))
+    bay = _box(jnp.mod(dash, 8.0) - 0.2, 0.06, deep) * ((far > 3.5) & (far < edge - 0.1))
     line = jnp.maximum(jnp.maximum(line, zebra), jnp.maximum(stop, 0.8 * bay))
     lane = 1 - 0.08 * jnp.exp(-((jnp.abs(far - _LANE) - 0.8) ** 2) * 6)  # where wheels roll
     shade = lane * _shadows(drive, camera, x, z)
@@ -1277,14 +1338,13 @@ def _ground_color(drive, camera, x, z, depth):
     road = road + (0.9 * line * (0.4 + 0.6 * shade))[..., None] * (222.0 - road)
 
     joint = jnp.maximum(
-        _box(jnp.mod(far - _CURB, 0.8) - 0.4, 0.015, wide),
+        _box(jnp.mod(far - edge, 0.8) - 0.4, 0.015, wide),
         _box(jnp.mod(dash, 1.0) - 0.5, 0.015, deep),
     )
     joint = joint * jnp.clip(1.5 - deep * 6, 0, 1)
-    curb = _box(far - _CURB - 0.1, 0.1, wide)
+    curb = _box(far - edge - 0.1, 0.1, wide)
     side = slabs * (1 - 0.16 * joint)[..., None]
     side = side + curb[..., None] * (186.0 - side)
-    on_road = far < _CURB
     color = jnp.where(on_road[..., None], road, side) * drive.light[3]
     return color, jnp.where(on_road, _ROAD, _PAVEMENT)
 
@@ -1299,7 +1359,7 @@ def _shadows(drive, camera, x, z):
 
     far = jnp.abs(x)
     h = _cell_hash(drive, z >> _PARKED_CELL, _PARKED_CELL, _PARKED_CARS, x > 0)
-    there, middle = _parked_car(h)
+    there, middle = _parked_car(drive, h, (x > 0).astype(jnp.int32))
     position = _metres(z & ((1 << _PARKED_CELL) - 1))
     parked = jnp.where(there, under(far - _PARKED - _HALF_WIDTH, position - middle), 1.0)
 
