@@ -633,7 +633,7 @@ class _Column(NamedTuple):
     def own(self, value: jax.Array) -> jax.Array:
         """For every column that of its side, of `(slots, 2, ...)`."""
         right = self.right.reshape(1, -1, *(1,) * (value.ndim - 2))
-        return jnp.where(right, value[:, 1:], value[:, :1])
+        return jax.lax.optimization_barrier(jnp.where(right, value[:, 1:], value[:, :1]))
 
 
 def _cells(
@@ -648,7 +648,7 @@ def _cells(
 def _cell_hash(drive: Drive, cell, bits: int, salt: int, side) -> jax.Array:
     # Cells beyond the end of the ring are those of its beginning.
     ring = cell & ((1 << (32 - bits)) - 1)
-    return _hash(drive.seed, salt, ring, side)
+    return jax.lax.optimization_barrier(_hash(drive.seed, salt, ring, side))
 
 
 def _house(h: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -1182,7 +1182,9 @@ def _look(drive: Drive, camera: _Camera, key: _Camera) -> _Seen:
         _facades(column), _house_walls(column), _fences(column), _trees(column), _poles(column),
         *_cars(column, key), _pedestrians(column, key), _bicyclists(column, key), _skyline(column),
     ]  # fmt: skip
+    groups = jax.lax.optimization_barrier(groups)
     planes = _Planes(*(jnp.concatenate(parts) for parts in zip(*groups, strict=True)))
+    planes = jax.lax.optimization_barrier(planes)
     count = planes.depth.shape[0]
     # Depth and index in one number: float32 above zero are ordered as their bits are.
     low_bits = max(count - 1, 1).bit_length()
