@@ -239,7 +239,7 @@ def _draw(key, speed, traffic, noise, *, size) -> Drive:
 
 @jax.jit
 def render_drive(
-    drive: Drive, t: jax.typing.ArrayLike, key_t: jax.typing.ArrayLike | None = None
+    drive: Drive, t: jax.typing.ArrayLike, *, key_t: jax.typing.ArrayLike | None = None
 ) -> DriveFrame:
     """Draws frame `t` of a drive, its labels and its motion; pure in all of them.
 
@@ -329,7 +329,7 @@ def drive_pairs(
         drive = driving_scene(scene_key, size=size, noise=noise)
         t = jax.random.randint(time_key, (), 0, 1 << 20)
         gap = jax.random.randint(gap_key, (), 0, longest_gap + 1)
-        return DrivePairs(render_drive(drive, t), render_drive(drive, t + gap, t), gap)
+        return DrivePairs(render_drive(drive, t), render_drive(drive, t + gap, key_t=t), gap)
 
     return jax.vmap(pair)(jax.random.split(key, pairs))
 
@@ -411,7 +411,7 @@ class _Camera(NamedTuple):
       sine: `()` float32, sine of the heading: positive is to the right.
       cosine: `()` float32.
       horizon: `()` float32, row, pixels.
-      crossing: `()` float32, how far those are who cross before the camera, in [0, 1].
+      standing: `()` float32, how much of its stop is over, in [0, 1]; 1 while it drives.
       lead_z: `()` int32 units, the rear of the car ahead.
     """
 
@@ -421,7 +421,7 @@ class _Camera(NamedTuple):
     sine: jax.Array
     cosine: jax.Array
     horizon: jax.Array
-    crossing: jax.Array
+    standing: jax.Array
     lead_z: jax.Array
 
 
@@ -429,25 +429,36 @@ def _round(x: jax.Array, bits: int) -> jax.Array:
     return jnp.round(x * 2.0**bits) * 2.0**-bits
 
 
-def _progress(drive: Drive, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """How far along the road at frame t, in units; speed and its change as shares; frame of a block.
+class _Progress(NamedTuple):
+    """How far the car is along the road, and how it moves there."""
 
-    Speed rises and falls linearly, so that the way is a sum of parabolas and straight lines.
-    """
+    z: jax.Array  # int32 units
+    speed: jax.Array  # as a share of that at cruise
+    thrust: jax.Array  # in [-1, 1], positive where it accelerates
+    standing: jax.Array  # how much of its stop is over; 1 while it drives
+
+
+def _progress(drive: Drive, t: jax.Array) -> _Progress:
+    """Speed rises and falls linearly: the way is a sum of parabolas and straight lines."""
     period = jnp.sum(drive.frames)
     elapsed = t + drive.start
-    block, frame = elapsed // period, elapsed % period
-    into = frame.astype(jnp.float32)
-    accelerating, cruising, braking, _ = drive.frames.astype(jnp.float32)
-    rising = jnp.minimum(into, accelerating)
-    falling = jnp.clip(into - accelerating - cruising, 0, braking)
-    level = jnp.clip(into - accelerating, 0, cruising)
-    way = rising**2 / (2 * accelerating) + level + falling - falling**2 / (2 * braking)
-    share = rising / accelerating - falling / braking
-    change = (into < accelerating) * 1.0 - ((falling > 0) & (falling < braking)) * 1.0
-    blocks = jnp.where(drive.speed > 0, block << _BLOCK, 0)
-    z = blocks + jnp.round(drive.speed * way * _UNIT).astype(jnp.int32)
-    return z, share, change, frame
+    block, frame = elapsed // period, (elapsed % period).astype(jnp.float32)
+    accelerating, cruising, braking, standing = drive.frames.astype(jnp.float32)
+    rising = jnp.minimum(frame, accelerating) / accelerating
+    falling = jnp.clip(frame - accelerating - cruising, 0, braking) / braking
+    level = jnp.clip(frame - accelerating, 0, cruising)
+    way = accelerating * rising**2 / 2 + level + braking * (falling - falling**2 / 2)
+    stood = (frame - accelerating - cruising - braking) / standing
+    moves = drive.speed > 0
+    z = jnp.where(moves, block << _BLOCK, 0) + jnp.round(drive.speed * way * _UNIT).astype(
+        jnp.int32
+    )
+    return _Progress(
+        z=z,
+        speed=jnp.where(moves, rising - falling, 0.0),
+        thrust=jnp.where(moves, 4 * (rising * (1 - rising) - falling * (1 - falling)), 0.0),
+        standing=jnp.where(moves & (stood >= 0), stood, 1.0),
+    )
 
 
 def _path(drive: Drive, z: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -461,18 +472,11 @@ def _path(drive: Drive, z: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _camera(drive: Drive, t: jax.Array) -> _Camera:
-    z, share, change, frame = _progress(drive, t)
+    z, speed, thrust, standing = _progress(drive, t)
     x, slope = _path(drive, z)
     sine = _round(slope / jnp.sqrt(1 + slope * slope), 16)
-    moving = jnp.where(drive.speed > 0, share, 0.0)
-    jitter = 2 * _draws(_hash(drive.seed, 1, t), 0) - 1
-    scale = drive.focal / 272
-    pitch = moving * drive.vibration * jitter + scale * jnp.where(
-        drive.speed > 0, 1.5 * change, 0.0
-    )
-    ends = jnp.sum(drive.frames).astype(jnp.float32)
-    crossing_frames = drive.frames[3].astype(jnp.float32)
-    lead_z, *_ = _progress(drive, t + drive.lead_frames)
+    jitter = drive.vibration * (2 * _draws(_hash(drive.seed, 1, t), 0) - 1)
+    pitch = speed * jitter + drive.focal / 140 * thrust
     return _Camera(
         t=t,
         z=z,
@@ -480,8 +484,8 @@ def _camera(drive: Drive, t: jax.Array) -> _Camera:
         sine=sine,
         cosine=jnp.sqrt(1 - sine * sine),
         horizon=_round(drive.horizon + pitch, 6),
-        crossing=jnp.clip((frame.astype(jnp.float32) - ends) / crossing_frames + 1, 0, 1),
-        lead_z=lead_z + int(_LEAD_GAP * _UNIT),
+        standing=standing,
+        lead_z=_progress(drive, t + drive.lead_frames).z + int(_LEAD_GAP * _UNIT),
     )
 
 
@@ -517,7 +521,7 @@ class _Planes(NamedTuple):
       along: Int32, position on the plane in units, for its texture.
       texture: Float32, contrast of the texture.
       ragged: Float32, how far the texture moves the bands, metres.
-      window: Float32, share of the column that is window, in [0, 1]; negative for shop windows.
+      window: Float32, share of the column that is window, in [0, 1].
       window_seed: Uint32, of its windows.
       slant: Float32, how many times larger a pixel's footprint is than on a plane facing it.
       shift: `(..., 2)` float32, (dx, dz) from where the plane is to where it was, metres.
@@ -595,6 +599,7 @@ _CLOTHES = np.array(
 _TROUSERS = np.array([[40, 46, 70], [34, 34, 38], [92, 84, 74], [58, 64, 84]])
 _SKIN = np.array([[224, 178, 148], [196, 146, 112], [140, 96, 70]])
 _HAIR = np.array([[40, 32, 28], [96, 70, 44], [24, 24, 26], [150, 120, 80]])
+_HELMETS = np.array([[230, 230, 226], [200, 40, 40], [40, 44, 50], [224, 190, 60]])
 _BOARDS = np.array([[28, 74, 168], [190, 28, 34], [232, 190, 40], [24, 110, 70], [190, 28, 34]])
 _FACES = np.array(
     [[236, 238, 240], [240, 240, 238], [40, 38, 30], [238, 240, 238], [236, 236, 232]]
@@ -634,6 +639,20 @@ class _Column(NamedTuple):
         """For every column that of its side, of `(slots, 2, ...)`."""
         right = self.right.reshape(1, -1, *(1,) * (value.ndim - 2))
         return jax.lax.optimization_barrier(jnp.where(right, value[:, 1:], value[:, :1]))
+
+    def together(self, *groups: tuple[int, tuple]) -> list[jax.Array]:
+        """Every attribute of several groups of so many planes each, `(planes, W)`."""
+        width = self.drive.size[1]
+        attributes = [
+            jnp.concatenate(
+                [
+                    jnp.broadcast_to(v, (count, width))
+                    for v, (count, _) in zip(vs, groups, strict=True)
+                ]
+            )
+            for vs in zip(*(values for _, values in groups), strict=True)
+        ]
+        return jax.lax.optimization_barrier(attributes)
 
 
 def _cells(
@@ -851,9 +870,8 @@ def _poles(column: _Column) -> _Planes:
 
 def _car(h: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Height of the roof, colour of the body."""
-    return 1.38 + 0.2 * _draws(h, 40), _pick(h, 41, _BODIES) * (0.85 + 0.3 * _draws(h, 42))[
-        ..., None
-    ]
+    color = _pick(h, 41, _BODIES) * (0.85 + 0.3 * _draws(h, 42))[..., None]
+    return 1.38 + 0.2 * _draws(h, 40), color
 
 
 def _car_side(position, roof, color):
@@ -932,9 +950,6 @@ def _lane(drive: Drive) -> jax.Array:
 def _cars(column: _Column, key: _Camera) -> list[_Planes]:
     """The parked, the oncoming and the one ahead: all across the road, then all along it."""
     drive, camera = column.drive, column.camera
-    width = drive.size[1]
-    zero = jnp.zeros((1, 1))
-
     # Where each car's near end and its middle are, whether its front is seen, how far it moves.
     h, to = _cells(drive, camera.z, _PARKED_CELL, 12, _PARKED_CARS)
     there, middle = _parked_car(drive, h, jnp.arange(2))
@@ -944,8 +959,8 @@ def _cars(column: _Column, key: _Camera) -> list[_Planes]:
         column.own(to + middle - _HALF_CAR),
         column.sign * (_PARKED + _HALF_WIDTH),
         column.sign * drive.side < 0,
-        zero,
-        zero,
+        0.0,
+        0.0,
     )
     h, to = _cells(drive, _oncoming_origin(camera), _ONCOMING_CELL, 4, _ONCOMING)
     oncoming = (
@@ -953,48 +968,34 @@ def _cars(column: _Column, key: _Camera) -> list[_Planes]:
         _draws(h[:, :1], 0) < 1.3 * drive.traffic,
         to,
         _lane(drive),
-        jnp.bool_(True),
-        zero,
-        zero - _metres(key.z - camera.z),
+        True,
+        0.0,
+        -_metres(key.z - camera.z),
     )
     (x, _), (key_x, _) = _path(drive, camera.lead_z), _path(drive, key.lead_z)
     lead = (
         _hash(drive.seed, 6, jnp.zeros((1, 1), jnp.int32)),
         drive.lead & (drive.traffic > 0),
-        zero + _metres(camera.lead_z - camera.z),
+        _metres(camera.lead_z - camera.z),
         x,
-        jnp.bool_(False),
-        zero + (key_x - x),
-        zero + _metres(key.lead_z - camera.lead_z),
+        False,
+        key_x - x,
+        _metres(key.lead_z - camera.lead_z),
     )
-    cars = [
-        jnp.concatenate(
-            [jnp.broadcast_to(v, (n, width)) for v, n in zip(vs, (12, 4, 1), strict=True)]
-        )
-        for vs in zip(parked, oncoming, lead, strict=True)
-    ]
-    h, there, near, x, front, *shift = jax.lax.optimization_barrier(cars)
+    cars = column.together((12, parked), (4, oncoming), (1, lead))
+    h, there, near, x, front, *shift = cars
     roof, color = _car(h)
     found = []
     for back, profile in ((0.0, _car_bumper), (jnp.where(front, 1.15, 0.2), _car_cabin)):
         depth, at = column.across(near + back)
         u = at - x
         low, high, levels, colors = profile(u, front, roof, color)
-        found.append(
-            _planes(
-                depth.shape,
-                depth,
-                low,
-                high,
-                levels,
-                colors,
-                [_CAR] * 4,
-                _units(u) + h.astype(jnp.int32),
-                texture=0.03,
-                shift=shift,
-                there=there & (jnp.abs(u) < _HALF_WIDTH),
-            )  # fmt: skip
-        )
+        planes = _planes(
+            depth.shape, depth, low, high, levels, colors, [_CAR] * 4,
+            _units(u) + h.astype(jnp.int32), texture=0.03, shift=shift,
+            there=there & (jnp.abs(u) < _HALF_WIDTH),
+        )  # fmt: skip
+        found.append(planes)
 
     # The sides: all that are parked on one side of the road have theirs in one plane.
     depth, ahead, slant = column.along(_PARKED)
@@ -1014,23 +1015,12 @@ def _cars(column: _Column, key: _Camera) -> list[_Planes]:
     roof, color = _car(h)
     position = position.clip(-9, 9)
     low, high, levels, colors = _car_side(jnp.where(front, -position, position), roof, color)
-    found.append(
-        _planes(
-            depth.shape,
-            depth,
-            low,
-            high,
-            levels,
-            colors,
-            [_CAR] * 4,
-            _units(position) + h.astype(jnp.int32),
-            texture=0.03,
-            slant=slant,
-            shift=shift,
-            there=there & (jnp.abs(position) < _HALF_CAR),
-        )  # fmt: skip
-    )
-    return found
+    sides = _planes(
+        depth.shape, depth, low, high, levels, colors, [_CAR] * 4,
+        _units(position) + h.astype(jnp.int32), texture=0.03, slant=slant, shift=shift,
+        there=there & (jnp.abs(position) < _HALF_CAR),
+    )  # fmt: skip
+    return [*found, sides]
 
 
 _WALK = _UNIT * 9 // 100  # 4.9 km/h at 15 frames a second
@@ -1040,7 +1030,6 @@ _RIDE = _UNIT * 30 // 100
 def _pedestrians(column: _Column, key: _Camera) -> _Planes:
     """Those who walk on the pavements, either way, and those who cross the road."""
     drive, camera = column.drive, column.camera
-    width = drive.size[1]
     room = drive.facade - _FENCE_SETBACK - drive.curb - 1.2
     groups = []
     for direction, salt in ((1, 7), (-1, 8)):
@@ -1049,21 +1038,15 @@ def _pedestrians(column: _Column, key: _Camera) -> _Planes:
         to = to + 7.5 * _draws(h, 10)
         x = jnp.array([-1, 1]) * (drive.curb + 0.8 + room * _draws(h, 11))
         moved = _metres(direction * _WALK * (key.t - camera.t))
-        groups.append((*(column.own(v) for v in (h, there, to, x)), 0.0, moved))
+        groups.append((6, (*(column.own(v) for v in (h, there, to, x)), 0.0, moved)))
     # Those who cross before the camera while it stands; those of the last stop have arrived.
     h, to = _cells(drive, camera.z, _BLOCK, 2, 9)
     order = jnp.arange(2, dtype=jnp.float32)
     to = to + _ZEBRA + 0.9 + 1.2 * order
     x, was = (_crossing(drive, c, (camera.z >> _BLOCK) + jnp.arange(2)) for c in (camera, key))
     there = (_draws(h, 0) < 1.3 * drive.traffic) & ~drive.lead
-    groups.append((*(v.reshape(4, 1) for v in (h, there, to, x, was - x)), 0.0))
-    people = [
-        jnp.concatenate(
-            [jnp.broadcast_to(v, (n, width)) for v, n in zip(vs, (6, 6, 4), strict=True)]
-        )
-        for vs in zip(*groups, strict=True)
-    ]
-    h, there, to, x, *shift = jax.lax.optimization_barrier(people)
+    groups.append((4, (*(v.reshape(4, 1) for v in (h, there, to, x, was - x)), 0.0)))
+    h, there, to, x, *shift = column.together(*groups)
     depth, at = column.across(to)
     u = at - x
     far = jnp.abs(u)
@@ -1092,13 +1075,13 @@ def _pedestrians(column: _Column, key: _Camera) -> _Planes:
 def _crossing(drive: Drive, camera: _Camera, cells: jax.Array) -> jax.Array:
     """Where those are who cross at the beginning of `cells`, x in metres, `(cells, 2)`.
 
-    They go while the camera stands before them; before that they wait, and after it they stay.
+    One from each side, while the camera stands; before that they wait, and after it they stay.
     """
-    here = (camera.z >> _BLOCK) - cells
-    share = jnp.where(here < -1, 0.0, jnp.where(here < 0, camera.crossing, 1.0))
-    share = jnp.clip(share[:, None] * jnp.array([1.15, 1.35]), 0, 1)
-    ends = jnp.stack([drive.curb[0], -drive.curb[1]]) + jnp.array([0.7, -0.7])
-    first, last = -ends, jnp.stack([drive.curb[1], -drive.curb[0]]) + jnp.array([0.7, -0.7])
+    blocks = (camera.z >> _BLOCK) - cells  # that the camera is ahead of their beginning
+    share = jnp.where(blocks < 0, 0.0, jnp.where(blocks > 0, 1.0, camera.standing))
+    share = jnp.clip(share[:, None] * jnp.array([1.1, 1.3]), 0, 1)
+    left, right = -drive.curb[0] - 0.7, drive.curb[1] + 0.7
+    first, last = jnp.stack([left, right]), jnp.stack([right, left])
     return _round(first + share * (last - first), _METRE)
 
 
@@ -1116,21 +1099,23 @@ def _bicyclists(column: _Column, key: _Camera) -> _Planes:
     depth, x = column.across(to)
     u = column.sign * x - (_PARKED - 0.75)
     far = jnp.abs(u)
-    wheel, head, body = far < 0.045, far < 0.12, far < 0.27
-    low = jnp.where(wheel, 0.0, jnp.where(far < 0.19, 0.3, jnp.where(body, 0.85, 0.98)))
-    high = jnp.where(head, 1.84, jnp.where(body, 1.55 - 0.5 * (far - 0.12), 1.06))
-    wheels = wheel[..., None]
-    levels = (jnp.where(wheel, 0.66, 0.0), 0.92, 1.6)
-    helmet = _pick(h, 4, np.array([[230, 230, 226], [200, 40, 40], [40, 44, 50], [224, 190, 60]]))
-    top = jnp.where(body[..., None], _pick(h, 2, _CLOTHES), _TYRE)
-    colors = (_TYRE, jnp.where(wheels, _TYRE, _pick(h, 3, _TROUSERS)), top, helmet)
-    shift = (
-        0.0,
-        _metres((_RIDE * (key.t - camera.t) * drive.side * column.sign).astype(jnp.int32)),
+    wheel, head, body = far < 0.03, far < 0.12, far < 0.26
+    legs = jnp.where(far < 0.17, 0.28 + 3 * jnp.maximum(far - 0.1, 0.0), 0.85)
+    low = jnp.where(wheel, 0.0, jnp.where(body, legs, 0.97))
+    crown = 1.67 + 0.16 * jnp.sqrt(jnp.maximum(1 - (far / 0.12) ** 2, 0.0))
+    high = jnp.where(head, crown, jnp.where(body, 1.54 - 9 * (far - 0.12) ** 2, 1.06))
+    levels = (jnp.where(wheel, 0.8, 0.93), 1.54, 1.68)
+    colors = (
+        jnp.where(wheel[..., None], _TYRE, _pick(h, 3, _TROUSERS)),
+        jnp.where(body[..., None], _pick(h, 2, _CLOTHES), _TYRE),
+        _pick(h, 5, _SKIN),
+        _pick(h, 4, _HELMETS),
     )
+    moved = _metres(_RIDE * (key.t - camera.t)) * drive.side * column.sign
     return _planes(
         depth.shape, depth, low, high, levels, colors, [_BICYCLIST] * 4,
-        _units(u) + h.astype(jnp.int32), texture=0.06, shift=shift, there=there & (far < 0.33),
+        _units(u) + h.astype(jnp.int32), texture=0.06, shift=(0.0, moved),
+        there=there & (far < 0.32),
     )  # fmt: skip
 
 
@@ -1182,6 +1167,7 @@ def _look(drive: Drive, camera: _Camera, key: _Camera) -> _Seen:
         _facades(column), _house_walls(column), _fences(column), _trees(column), _poles(column),
         *_cars(column, key), _pedestrians(column, key), _bicyclists(column, key), _skyline(column),
     ]  # fmt: skip
+    # Without barriers XLA computes what belongs to a column again for each of its pixels.
     groups = jax.lax.optimization_barrier(groups)
     planes = _Planes(*(jnp.concatenate(parts) for parts in zip(*groups, strict=True)))
     planes = jax.lax.optimization_barrier(planes)
@@ -1245,7 +1231,6 @@ def _motion(drive: Drive, now: _Camera, key: _Camera, seen: _Seen) -> jax.Array:
 
 def _paint(drive: Drive, camera: _Camera, seen: _Seen) -> tuple[jax.Array, jax.Array]:
     """The picture and its labels."""
-    height, width = drive.size
     rays = _rays(drive, camera)
     up = rays.up[:, None]
     planes, index, hit, ground, depth = seen
