@@ -17,6 +17,7 @@ Positions across the road, headings and the horizon are rounded to dyadic number
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -283,8 +284,8 @@ def drive_motion(drive: Drive, t: jax.typing.ArrayLike, key_t: jax.typing.ArrayL
       `(H, W, 2)` float32 (dx, dy), pixels; zeros where both frames are the same.
 
     >>> drive = driving_scene(jax.random.key(0), size=(24, 32))
-    >>> bool((drive_motion(drive, 5, 5) == 0).all())
-    True
+    >>> jax.eval_shape(drive_motion, drive, 9, 5).shape
+    (24, 32, 2)
     """
     now, key = (_camera(drive, jnp.asarray(at, jnp.int32)) for at in (t, key_t))
     return _motion(drive, now, key, _look(drive, now, key))
@@ -315,9 +316,9 @@ def drive_pairs(
     Raises:
       ValueError: Where an option is out of its range.
 
-    >>> drawn = drive_pairs(jax.random.key(0), pairs=2, size=(24, 32))
+    >>> drawn = jax.eval_shape(lambda key: drive_pairs(key, pairs=2), jax.random.key(0))
     >>> drawn.current.motion.shape, drawn.gap.shape
-    ((2, 24, 32, 2), (2,))
+    ((2, 240, 320, 2), (2,))
     """
     if pairs < 1:
         raise ValueError(f"pairs must be one or more; got {pairs}")
@@ -542,9 +543,23 @@ class _Planes(NamedTuple):
 
 
 def _planes(
-    shape, depth, low, high, levels, colors, labels, along, *, texture=0.05, ragged=0.0,
-    window=0.0, window_seed=0, slant=1.0, shift=(0.0, 0.0), there=True,
-) -> _Planes:  # fmt: skip
+    shape: tuple[int, ...],
+    depth: jax.Array,
+    low: jax.typing.ArrayLike,
+    high: jax.typing.ArrayLike,
+    levels: Sequence[jax.typing.ArrayLike],
+    colors: Sequence[jax.typing.ArrayLike],
+    labels: Sequence[jax.typing.ArrayLike],
+    along: jax.Array,
+    *,
+    texture: float,
+    there: jax.typing.ArrayLike = True,
+    ragged: float = 0.0,
+    window: jax.typing.ArrayLike = 0.0,
+    window_seed: jax.typing.ArrayLike = 0,
+    slant: jax.typing.ArrayLike = 1.0,
+    shift: Sequence[jax.typing.ArrayLike] = (0.0, 0.0),
+) -> _Planes:
     """Puts together what may be given with fewer axes than all planes and columns have."""
 
     def full(value, *axes, dtype=jnp.float32):
@@ -628,7 +643,7 @@ class _Column(NamedTuple):
     def along(self, outward: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Depth at planes along the road at x = `sign * outward`, metres ahead, and the slant."""
         slope = jnp.maximum(jnp.abs(self.rays.x), 1e-4)
-        depth = (outward - self.sign * self.camera.x) / slope
+        depth = (jnp.asarray(outward) - self.sign * self.camera.x) / slope
         return depth, depth * self.rays.z, jnp.maximum(1 / slope, 1.0)
 
     def beside(self, value: jax.Array) -> jax.Array:
