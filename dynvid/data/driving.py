@@ -933,7 +933,7 @@ def _car_cabin(u, front, roof, color):
     """The same of the windows and the roof, and of the hood before them."""
     del front
     far = jnp.abs(u)
-    high = _SILL + (roof - _SILL) * jnp.clip((_HALF_WIDTH - far) / 0.2, 0.0, 1.0)
+    high = _SILL + (roof - _SILL) * jnp.clip((_HALF_WIDTH - far) / 0.05, 0.0, 1.0)
     levels = (_SILL, _SILL + 0.06, jnp.maximum(high - 0.1, _SILL + 0.06))
     glass = jnp.where((far < 0.74)[..., None], _GLASS, 0.9 * color)
     return 0.3, high, levels, (1.06 * color, 0.9 * color, glass, color)
