@@ -24,11 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CLASS_NAMES = (
-    *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
-    *("pedestrian", "bicyclist"),
-)
-"""The name of each label: CamVid's eleven classes in the order of its label files."""
+from dynvid.models.driving import CLASS_NAMES
 
 _SKY, _BUILDING, _POLE, _ROAD, _PAVEMENT, _TREE, _SIGN, _FENCE, _CAR, _PEDESTRIAN, _BICYCLIST = (
     range(len(CLASS_NAMES))

@@ -9,7 +9,6 @@ from scipy import ndimage
 
 from dynvid.data import driving
 from dynvid.data.driving import (
-    CLASS_NAMES,
     Drive,
     DriveFrame,
     drive_motion,
@@ -17,6 +16,7 @@ from dynvid.data.driving import (
     driving_scene,
     render_drive,
 )
+from dynvid.models.driving import CLASS_NAMES
 
 SIZE = (60, 80)
 
