@@ -1,5 +1,6 @@
 """Running a task on a video, frame by frame, and measuring what is saved; touches no files."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ def run_video(
     settled = True
     everything = None if _reference(state, x) is None else np.ones(size, bool)
     unknown = float("nan")
-    measures = Measures(1.0, *[unknown] * 6)
+    measures = Measures(1.0, *[unknown] * 6, *_of_regions(state))
     yield FrameResult(first, everything, _of_one(decode(params, outputs)), measures)
 
     for index, frame in enumerate(frames):
@@ -139,6 +140,7 @@ def run_video(
             difference,
             magnitude,
             agreement,
+            *_of_regions(state),
         )
         yield FrameResult(frame, changed, _of_one(results), measures)
 
@@ -148,6 +150,15 @@ def _reference(state: Any, frames: Frames) -> jax.Array | None:
     reference: Any = getattr(state, "reference", None)
     alike = getattr(reference, "shape", None) == frames.shape and reference.dtype == frames.dtype
     return reference if alike else None
+
+
+def _of_regions(state: Any) -> tuple[float, float]:
+    """The share of regions that were segmented and their mean score; NaN where there are none."""
+    details = state.work.details
+    return tuple(
+        float(jnp.mean(details[name])) if name in details else math.nan
+        for name in ("segmented", "scores")
+    )
 
 
 def _timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
