@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynvid.ops.warp import warp
+from dynvid.ops.warp import Motion, warp
 from dynvid.types import Frames, Params
 
 LEVELS = 6
@@ -50,6 +50,34 @@ def spynet(params: Params, current: Frames, key: Frames, *, levels: int | None =
     ...
     ValueError: key must have the shape of current, (1, 64, 64, 3); got (1, 64, 32, 3)
     """
+    return spynet_motion(params, current, key, levels=levels).flow
+
+
+def spynet_motion(
+    params: Params, current: Frames, key: Frames, *, levels: int | None = None
+) -> Motion:
+    """SPyNet's motion together with features that a decision can be made from.
+
+    Args:
+      params: As of `spynet`.
+      current: Likewise.
+      key: Likewise.
+      levels: Likewise.
+
+    Returns:
+      `Motion` without a scale. Its features, `(S, h, w, 21)` on the grid of the flow, are what the
+      last network knows once it has compared both frames: its fourth layer after the activation
+      (16), the flow (2), and how far the warped key is from the current frame (3).
+
+    Raises:
+      ValueError: As `spynet`.
+
+    >>> layer = lambda a, b: {"kernel": jnp.zeros((7, 7, a, b)), "bias": jnp.zeros(b)}
+    >>> params = [[layer(*size) for size in LAYERS]] * LEVELS
+    >>> frames = jnp.zeros((1, 64, 64, 3))
+    >>> spynet_motion(params, frames, frames, levels=1).features.shape
+    (1, 32, 32, 21)
+    """
     if current.ndim != 4 or current.shape[3] != 3:
         raise ValueError(f"current must be (S, H, W, 3); got {tuple(current.shape)}")
     if key.shape != current.shape:
@@ -79,17 +107,21 @@ def spynet(params: Params, current: Frames, key: Frames, *, levels: int | None =
             flow = _upsampled(flow, (here.shape[1], here.shape[2]))
             there = warp(there, flow, border="edge")
         x = jnp.concatenate([here, there, flow], -1)
-        for i, layer in enumerate(params[level]):
-            x = lax.conv_general_dilated(
-                x if i == 0 else jax.nn.relu(x),
-                layer["kernel"],
-                window_strides=(1, 1),
-                padding=((3, 3), (3, 3)),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-            x = x + layer["bias"]
-        flow = flow + x
-    return flow
+        for layer in params[level][:-1]:
+            x = jax.nn.relu(_convolved(x, layer))
+        flow = flow + _convolved(x, params[level][-1])
+    return Motion(flow, features=jnp.concatenate([x, flow, jnp.abs(here - there)], -1))
+
+
+def _convolved(x: jax.Array, layer: Params) -> jax.Array:
+    y = lax.conv_general_dilated(
+        x,
+        layer["kernel"],
+        window_strides=(1, 1),
+        padding=((3, 3), (3, 3)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y + layer["bias"]
 
 
 def _normalized(frames: jax.Array) -> jax.Array:

@@ -97,6 +97,37 @@ def warp(values: jax.Array, flow: jax.Array, *, border: Border = "zeros") -> jax
     )
 
 
+def warp_by(values: jax.Array, motion: Motion, *, border: Border = "zeros") -> jax.Array:
+    """Carries a map to the current frame on the grid of a motion, times its scale field.
+
+    `W(up(F_k), M) * S` (Deep Feature Flow, Eq. 4; DVSNet 3.2): a map of another size is first
+    resized to the motion's grid, bilinearly.
+
+    Args:
+      values: F_k, `(S, h', w', C)` floating.
+      motion: M and, where it has one, S with C channels.
+      border: What lies outside, see `warp`.
+
+    Returns:
+      `(S, h, w, C)`, on the grid of the flow.
+
+    Raises:
+      ValueError: The scale has another shape than the result; else as `warp`.
+
+    >>> warp_by(jnp.ones((1, 2, 2, 1)), Motion(jnp.zeros((1, 4, 4, 2)))).shape
+    (1, 4, 4, 1)
+    """
+    shape = (*motion.flow.shape[:3], values.shape[3])
+    if values.shape != shape:
+        values = jax.image.resize(values, shape, "bilinear", antialias=False)
+    warped = warp(values, motion.flow, border=border)
+    if motion.scale is None:
+        return warped
+    if motion.scale.shape != warped.shape:
+        raise ValueError(f"scale must be {list(warped.shape)}; got {list(motion.scale.shape)}")
+    return warped * motion.scale.astype(warped.dtype)
+
+
 def resize_flow(flow: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Resizes a motion field together with its values, which are in pixels of their own grid.
 

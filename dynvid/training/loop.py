@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,16 @@ class TrainState(NamedTuple):
     step: jax.Array
 
 
-type Update = Callable[[TrainState, Any], tuple[TrainState, jax.Array]]
+class Steps(Protocol):
+    """What `fit` needs of a state: a pytree of arrays that counts its steps."""
+
+    @property
+    def step(self) -> jax.Array:
+        """How many updates were made, int32."""
+        ...
+
+
+type Update[State: Steps] = Callable[[State, Any], tuple[State, jax.Array]]
 """`update(state, batch) -> (state, loss)`, pure."""
 
 
@@ -49,7 +58,7 @@ def start(params: Params, optimizer: Any) -> TrainState:
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def update_step(loss: Callable[[Params, Any], jax.Array], optimizer: Any) -> Update:
+def update_step(loss: Callable[[Params, Any], jax.Array], optimizer: Any) -> Update[TrainState]:
     """The update of a gradient descent, jitted.
 
     Args:
@@ -83,16 +92,18 @@ def update_step(loss: Callable[[Params, Any], jax.Array], optimizer: Any) -> Upd
     return update
 
 
-def fit(
-    update: Update,
-    state: TrainState,
+def fit[State: Steps](
+    update: Update[State],
+    state: State,
     batch_at: Callable[[int], Any],
     *,
     steps: int,
     checkpoints: Checkpoints | None = None,
     every: int = 500,
+    name: str = "training",
+    measure: str = "loss",
     console: Console | None = None,
-) -> TrainState:
+) -> State:
     """Trains up to a number of steps, with a progress bar, going on from the latest checkpoint.
 
     Args:
@@ -103,6 +114,8 @@ def fit(
       steps: How many updates the whole training has, those before a resumption included.
       checkpoints: Where states are kept; None keeps none.
       every: How many steps lie between two checkpoints; there is one after the last step too.
+      name: What the progress bar calls it.
+      measure: What it calls the second thing that `update` returns.
       console: Where the progress goes; standard output where None.
 
     Returns:
@@ -138,7 +151,7 @@ def fit(
     )
     first = int(state.step)
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("training", total=steps, completed=min(first, steps), loss="")
+        task = progress.add_task(name, total=steps, completed=min(first, steps), loss="")
         for done in range(first + 1, steps + 1):
             state, loss = update(state, batch_at(done - 1))
             losses.append(loss)
@@ -147,8 +160,10 @@ def fit(
                 continue
             mean = float(np.mean(jax.device_get(list(losses))))
             if not np.isfinite(mean):
-                raise FloatingPointError(f"the loss must be finite; got {mean} up to step {done}")
-            progress.update(task, completed=done, loss=f"loss {mean:.3f}")
+                raise FloatingPointError(
+                    f"the {measure} must be finite; got {mean} up to step {done}"
+                )
+            progress.update(task, completed=done, loss=f"{measure} {mean:.3f}")
             if keep and checkpoints is not None:
                 checkpoints.save(done, state)
     return state

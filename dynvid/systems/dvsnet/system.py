@@ -15,7 +15,7 @@ from dynvid.ops import schedule
 from dynvid.ops.difference import changed_pixels
 from dynvid.ops.labels import LabelMap, best_classes, label_dtype, label_map
 from dynvid.ops.regions import RegionPaths, Regions, divide_frame
-from dynvid.ops.warp import Motion, warp
+from dynvid.ops.warp import Motion, warp_by
 from dynvid.systems.dvsnet.state import (
     DVSNetParams,
     DVSNetState,
@@ -382,12 +382,7 @@ class _System(NamedTuple):
             else:
                 here = jax.tree.map(lambda x: x[place], motion)
             logits = buffers.key_logits[place]
-            shape = (*here.flow.shape[:3], logits.shape[3])
-            if logits.shape != shape:
-                logits = jax.image.resize(logits, shape, "bilinear", antialias=False)
-            warped = warp(logits, here.flow, border="edge")
-            if here.scale is not None:
-                warped = warped * here.scale.astype(warped.dtype)
+            warped = warp_by(logits, here, border="edge")
             labels, winning = best_classes(warped, size)
             return buffers._replace(
                 labels=buffers.labels.at[place].set(labels),
