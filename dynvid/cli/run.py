@@ -178,7 +178,9 @@ def run(
     )
     if file is not None:
         file.check_model(loaded)
-    loaded = _with_unit(loaded, chosen.score_unit(given))
+    if isinstance(loaded.task, Segmentation):
+        percent = chosen.score_unit(given) == "%"
+        loaded = dataclasses.replace(loaded, task=dataclasses.replace(loaded.task, percent=percent))
     out = pathlib.Path("runs", source_name(video.name)) if out is None else out
 
     console = Console(highlight=False)
@@ -266,13 +268,6 @@ def _build(
     except (ValueError, TypeError) as error:
         raise UsageError(f"--system {system.name}: {one_line(error)}") from error
     return video_function
-
-
-def _with_unit(model: Model, unit: str) -> Model:
-    """The model with the unit of the scores that its results are drawn with."""
-    if not isinstance(model.task, Segmentation):
-        return model
-    return dataclasses.replace(model, task=dataclasses.replace(model.task, score_unit=unit))
 
 
 def _agreement_key(model: Model) -> str:

@@ -28,7 +28,7 @@ class Segmentation(Task):
       preprocessing: How frames become the network's input.
       class_names: The name of each class index.
       channels_first: Which of both it is where the shapes leave it open.
-      score_unit: What is written behind the scores of regions, where a system divides frames.
+      percent: Whether the scores of regions, where a system divides frames, are percentages.
 
     >>> task = Segmentation(preprocessing=Preprocessing(placement="stretch", white=1, size=(8, 16)))
     >>> scores = jnp.zeros((1, 3, 4, 8)).at[:, 0, :, :4].set(1.0).at[:, 2, :, 4:].set(1.0)
@@ -43,7 +43,7 @@ class Segmentation(Task):
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
     channels_first: bool = False
-    score_unit: str = ""
+    percent: bool = False
 
     def decode(self, params: Params, outputs: Output, *, frame_size: tuple[int, int]) -> LabelMap:
         """The best class of every pixel of the frame, of scores that are resized bilinearly.
@@ -83,7 +83,7 @@ class Segmentation(Task):
         names = [class_name(self.class_names, index) for index in range(len(result.counts))]
         return draw_labels(
             frame, np.asarray(result.labels), names=names, paths=result.paths,
-            score_unit=self.score_unit,
+            percent=self.percent,
         )  # fmt: skip
 
     def class_scores(self, outputs: Output, *, size: tuple[int, int]) -> jax.Array:

@@ -189,7 +189,7 @@ def draw_labels(
     names: Sequence[str],
     alpha: float = 0.5,
     paths: RegionPaths | None = None,
-    score_unit: str = "",
+    percent: bool = False,
 ) -> np.ndarray:
     """Tints each pixel in the colour of its class, with a legend of the classes that are there.
 
@@ -204,8 +204,7 @@ def draw_labels(
       names: The name of each class.
       alpha: How much of the tint, in [0, 1].
       paths: Which way each region went, NumPy arrays of one stream; boxes in pixels of the frame.
-      score_unit: What is written behind the scores: "%" after whole numbers, " pixels" and the like
-        after others. A score that is no number is not written.
+      percent: Whether their scores are percentages. A score that is not finite is not written.
 
     Returns:
       `(H', W', 3)` uint8, both even.
@@ -252,7 +251,7 @@ def draw_labels(
     picture, legend = _draw_rows(
         _draw_borders(picture, boxes, anew), [*path_rows, *_shortened(rows)]
     )
-    return _draw_scores(picture, boxes, anew, np.asarray(paths.scores), score_unit, legend)
+    return _draw_scores(picture, boxes, anew, np.asarray(paths.scores), percent, legend)
 
 
 _SEGMENTED: Color = (255, 106, 0)
@@ -283,7 +282,7 @@ def _draw_scores(
     boxes: np.ndarray,
     anew: np.ndarray,
     scores: np.ndarray,
-    unit: str,
+    percent: bool,
     legend: tuple[int, int, int, int],
 ) -> np.ndarray:
     """Each score in the first corner of its region that is free."""
@@ -293,10 +292,11 @@ def _draw_scores(
     font = _font(max(11, round(height / 30)))
     pad, inset = max(3, round(height / 160)), _line(height) + 1
     ascent, descent = font.getmetrics()
-    for (x0, y0, x1, y1), segmented, score in zip(boxes.tolist(), anew, scores, strict=True):
+    for box, segmented, score in zip(boxes.tolist(), anew, scores.tolist(), strict=True):
         if not math.isfinite(score):
             continue
-        text = f"{score:.0f}{unit}" if unit == "%" else f"{score:.3g}{unit}"
+        text = f"{round(score)}%" if percent else f"{score:.3g}"
+        x0, y0, x1, y1 = box
         wide, tall = math.ceil(font.getlength(text)) + 2 * pad, ascent + descent
         left, right, top, bottom = x0 + inset, x1 - inset - wide, y0 + inset, y1 - inset - tall
         for x, y in ((right, bottom), (left, bottom), (right, top), (left, top)):
