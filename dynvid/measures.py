@@ -14,7 +14,8 @@ class Measures(NamedTuple):
 
     Attributes:
       mac_fraction: Multiply-accumulates executed, as a fraction of dense; 1 for the first frame.
-      similarity: Share of pixels that did not change; NaN for the first frame.
+      similarity: Share of pixels that did not change, or of what else a system counts as changed
+        (DVSNet: regions); NaN for the first frame.
       seconds: Time of the step; NaN for the first frame, which is computed densely.
       dense_seconds: Time of the dense network on the same frame, where it is compared.
       difference: The largest absolute difference between the raw outputs of the step and of the
