@@ -163,6 +163,10 @@ def test_scores_are_written_where_the_legend_is_not():
         assert not changed[:90, :200].any(), "the legend is as it was"
         for x0, y0, x1, y1 in divide_frame((480, 640), grid=grid).parts:
             assert changed[y0:y1, x0:x1].any(), "every region has its score"
+    plain = divided((8, 5), [nan] * 40, [False] * 40)
+    written = divided((8, 5), [93.4] * 40, [False] * 40, percent=True)
+    hidden = (plain != written).any(-1)[:60, :128]
+    assert not hidden.any(), "the legend hides all of the first region, and its score"
     numbers = divided((1, 1), [93.4], [False])
     assert (numbers != divided((1, 1), [93.4], [False], percent=True)).any()
     same = divided((1, 1), [93.0], [False], percent=True)
