@@ -9,11 +9,9 @@ import numpy as np
 from PIL import Image
 
 from dynvid.errors import reason
+from dynvid.models import driving
 
-CLASS_NAMES = (
-    *("sky", "building", "pole", "road", "pavement", "tree"),
-    *("sign", "fence", "car", "pedestrian", "bicyclist", "void"),
-)
+CLASS_NAMES = (*driving.CLASS_NAMES, "void")
 """The name of each label in the version with 11 classes; void, the last, is not judged."""
 
 VOID = CLASS_NAMES.index("void")

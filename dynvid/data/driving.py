@@ -24,11 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CLASS_NAMES = (
-    *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
-    *("pedestrian", "bicyclist"),
-)
-"""The name of each label: CamVid's eleven classes in the order of its label files."""
+from dynvid.models.driving import CLASS_NAMES
 
 _SKY, _BUILDING, _POLE, _ROAD, _PAVEMENT, _TREE, _SIGN, _FENCE, _CAR, _PEDESTRIAN, _BICYCLIST = (
     range(len(CLASS_NAMES))
@@ -301,7 +297,7 @@ def drive_pairs(
 ) -> DrivePairs:
     """Draws pairs of a key frame and a frame up to `longest_gap` later, each of a drive of its own.
 
-    The pairs that DVSNet's networks are trained on (Section 3.4: 0 to 9 frames apart).
+    What DVSNet's networks are trained on: its authors' pairs are 0 to 9 frames apart.
 
     Args:
       key: A random key.
@@ -933,7 +929,7 @@ def _car_cabin(u, front, roof, color):
     """The same of the windows and the roof, and of the hood before them."""
     del front
     far = jnp.abs(u)
-    high = _SILL + (roof - _SILL) * jnp.clip((_HALF_WIDTH - far) / 0.2, 0.0, 1.0)
+    high = _SILL + (roof - _SILL) * jnp.clip((_HALF_WIDTH - far) / 0.05, 0.0, 1.0)
     levels = (_SILL, _SILL + 0.06, jnp.maximum(high - 0.1, _SILL + 0.06))
     glass = jnp.where((far < 0.74)[..., None], _GLASS, 0.9 * color)
     return 0.3, high, levels, (1.06 * color, 0.9 * color, glass, color)
@@ -1329,6 +1325,7 @@ def _ground_color(drive, camera, x, z, depth):
     block = place(_BLOCK)
     line = _box(far, 0.07, wide) * _box(dash - 4, 1.5, deep)
     line = jnp.maximum(line, 0.8 * _box(far - 3.5, 0.06, wide))
+    line = jnp.where(jnp.abs(block - _ZEBRA - 1) < 3, 0.0, line)  # none where people cross
     stripes = _box(jnp.mod(far, 1.0) - 0.5, 0.25, wide) * _box(block - _ZEBRA - 1.5, 1.5, deep)
     zebra = jnp.where(far < 3.4, stripes, 0.0)
     stop = _box(block - _ZEBRA + 1.2, 0.2, deep) * ((x * drive.side > 0.1) & (far < 3.4))

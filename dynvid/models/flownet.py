@@ -156,6 +156,34 @@ class FlowNetS(nnx.Module):
         Raises:
           ValueError: The frames' shapes do not fit.
         """
+        maps = self.encode(current, key)
+        x = maps["conv6_1"]
+        predictions = [self.predict_flow[0](x)]
+        for i, (name, _) in enumerate(_REFINEMENTS):
+            skip = maps[name]
+            size = skip.shape[1:3]
+            features = _activation(self.deconvolutions[i](x, size))
+            flow = self.upsample_flow[i](predictions[-1], size)
+            x = jnp.concatenate([skip, features, flow], -1)
+            predictions.append(self.predict_flow[i + 1](x))
+        return FlowNetSOutputs(
+            flow=FLOW_UNIT / _GRID * predictions[-1],
+            scale=None if self.predict_scale is None else self.predict_scale(x),
+            features=maps["conv6_1"],
+            predictions=tuple(predictions),
+            concatenation=x,
+        )
+
+    def encode(self, current: Frames, key: Frames) -> dict[str, jax.Array]:
+        """The maps of the contracting part, conv1 to conv6_1, by name, after their activations.
+
+        Args:
+          current: As of a call.
+          key: Likewise.
+
+        Raises:
+          ValueError: The frames' shapes do not fit.
+        """
         if (
             current.ndim != 4
             or current.shape[3] != 3
@@ -173,21 +201,7 @@ class FlowNetS(nnx.Module):
         maps = {}
         for name, *_ in _CONVOLUTIONS:
             x = maps[name] = _activation(self.convolutions[name](x))
-        predictions = [self.predict_flow[0](x)]
-        for i, (name, _) in enumerate(_REFINEMENTS):
-            skip = maps[name]
-            size = skip.shape[1:3]
-            features = _activation(self.deconvolutions[i](x, size))
-            flow = self.upsample_flow[i](predictions[-1], size)
-            x = jnp.concatenate([skip, features, flow], -1)
-            predictions.append(self.predict_flow[i + 1](x))
-        return FlowNetSOutputs(
-            flow=FLOW_UNIT / _GRID * predictions[-1],
-            scale=None if self.predict_scale is None else self.predict_scale(x),
-            features=maps["conv6_1"],
-            predictions=tuple(predictions),
-            concatenation=x,
-        )
+        return maps
 
 
 class Deconvolution(nnx.Module):

@@ -1,0 +1,237 @@
+"""DVSNet's figures and tables, on synthetic drives and on CamVid.
+
+DYNVID_DATA=... uv run --extra test --extra train python -m experiments.dvsnet [CASE ...]
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dynvid.data.driving import drive_pairs
+from dynvid.models.decision_network import DecisionNetwork
+from dynvid.models.driving import flow_network
+from dynvid.ops.regions import divide_frame
+from dynvid.systems.dvsnet import DVSNetParams
+from dynvid.training.dvsnet import confidence_scores, train_decision
+from experiments.bench import DATA, cases, console
+from experiments.dvsnet import pictures
+from experiments.dvsnet.evaluate import Judge, parts_times, run, time_against, video_of
+from experiments.dvsnet.subjects import (
+    CALIBRATION,
+    Subject,
+    camvid,
+    drives,
+    pair_scores,
+    read_camvid,
+    regions_of,
+)
+
+FOLDER = pathlib.Path(__file__).parent
+TARGETS = (0, 60, 70, 75, 80, 83, 86, 88, 90, 92, 94, 96, 98, 100)
+BALANCED = 92.0
+"""Percent: the paper's t for DeepLab-Fast in balanced mode; its division table uses it too."""
+
+SWEEPS: dict[str, tuple[float, ...]] = {
+    "decision_network": TARGETS,
+    "frame_difference": (2, 4, 6, 8, 10, 13, 16, 20, 25, 32),
+    "flow_magnitude": (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 9, 14),
+    "fixed_period": (1, 2, 3, 4, 5, 6, 8, 10, 14, 19),
+}
+
+
+@functools.cache
+def subjects() -> dict[str, tuple[Subject, Judge]]:
+    """Whatever there is data for."""
+    found = [drives()]
+    if (DATA / "camvid").is_dir():
+        found += [camvid(), camvid(scales=(1.0, 1.5))]
+    else:
+        console.print(f"[yellow]no CamVid in {DATA}: synthetic drives only")
+    return {subject.name: (subject, Judge(subject)) for subject in found}
+
+
+def times() -> dict[str, Any]:
+    """What each network takes by itself, and frame-by-frame segmentation."""
+    return {
+        name: {
+            "milliseconds": parts_times(subject, video_of(subject)),
+            "miou_per_frame": judge.miou,
+            "last_miou_per_frame": judge.last_miou,
+        }
+        for name, (subject, judge) in subjects().items()
+    }
+
+
+def figure8() -> dict[str, Any]:
+    """Accuracy against speed as t is raised (the paper's Figure 8)."""
+    results = {}
+    for name, (subject, judge) in subjects().items():
+        video = video_of(subject)
+        rows = [run(subject, judge, video, threshold=t) for t in TARGETS]
+        timed = time_against(subject, judge, {str(t): (video, t) for t in TARGETS})
+        for row in rows:
+            row |= timed[str(row["threshold"])]
+        results[name] = {"per_frame": timed["per frame"] | {"miou": judge.miou}, "rows": rows}
+    return results
+
+
+def figure9() -> dict[str, Any]:
+    """The four policies (the paper's Figure 9)."""
+    results: dict[str, Any] = {}
+    for name, (subject, judge) in subjects().items():
+        results[name] = {}
+        for policy, thresholds in SWEEPS.items():
+            video = video_of(subject, policy=policy)
+            rows = [run(subject, judge, video, threshold=t) for t in thresholds]
+            timed = time_against(
+                subject, judge, {str(t): (video, t) for t in thresholds}, frames=30
+            )
+            for row in rows:
+                row |= timed[str(row["threshold"])]
+            results[name][policy] = rows
+    return results
+
+
+def table2() -> dict[str, Any]:
+    """What the decision network reads: images, conv4, conv5 or conv6 (the paper's Table 2)."""
+    results: dict[str, Any] = {"synthetic drives": _inputs_on_drives()}
+    for name, (subject, _) in subjects().items():
+        if subject.decide is None or not name.startswith("CamVid"):
+            continue
+        frames, _ = read_camvid()
+        features, scores, gaps = pair_scores(
+            subject, frames[CALIBRATION:], regions_of(subject, (2, 2)), most=9
+        )
+        found = np.asarray(jax.jit(subject.decide)(subject.params.decision, jnp.asarray(features)))
+        error = np.abs(found - scores)
+        results[name] = {
+            "pairs": len(scores),
+            "mean_absolute_error_percent": float(error.mean()),
+            "worst_tenth_percent": float(np.quantile(error, 0.9)),
+            "error_of_the_mean_percent": float(np.abs(scores - scores.mean()).mean()),
+            "by_gap": {int(g): float(error[gaps == g].mean()) for g in np.unique(gaps)},
+        }
+    return results
+
+
+def _inputs_on_drives(pairs: int = 768, held_out: int = 192) -> dict[str, float]:
+    """The least mean absolute error on held-out pairs for each input, equal training."""
+    subject = subjects()["synthetic drives"][0]
+    regions = divide_frame((240, 320), overlap=16, multiple=8)
+    graph, _ = nnx.split(flow_network(rngs=nnx.Rngs(0)))
+
+    @jax.jit
+    def maps(params: DVSNetParams, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+        drawn = drive_pairs(key, pairs=4, noise=3.0)
+        parts = [
+            regions.divide(frames).reshape(-1, *regions.size, 3)
+            for frames in (drawn.current.frame, drawn.key.frame)
+        ]
+        _, scores = confidence_scores(subject.segment, subject.flow, params[:2], *parts)
+        network = nnx.merge(graph, params.flow)
+        inner = network.encode(*parts)
+        motion = network(*parts)
+        both = jnp.concatenate([parts[1].astype(jnp.float32) / 255, _at(motion.flow, regions)], -1)
+        found = {"key frame and flow": _at(both, regions, shrink=8)}
+        found |= {name: inner[f"{name}_1"] for name in ("conv4", "conv5", "conv6")}
+        return found, scores
+
+    key = jax.random.key(77)
+    drawn = [
+        maps(subject.params, jax.random.fold_in(key, i)) for i in range((pairs + held_out) // 4)
+    ]
+    scores = np.concatenate([np.asarray(s) for _, s in drawn])
+    cut = 4 * pairs
+    errors = {"nothing (the median)": float(np.abs(scores[cut:] - np.median(scores[:cut])).mean())}
+    for name in drawn[0][0]:
+        features = np.concatenate([np.asarray(found[name]) for found, _ in drawn])
+        network = DecisionNetwork(
+            features.shape[3], convolution=32, hidden=(128, 64, 10), rngs=nnx.Rngs(0)
+        )
+        state = train_decision(
+            network, (features[:cut], scores[:cut]), (features[cut:], scores[cut:]),
+            epochs=40, console=console,
+        )  # fmt: skip
+        errors[name] = float(state.error)
+    return errors
+
+
+def _at(x: jax.Array, regions: Any, *, shrink: int = 1) -> jax.Array:
+    """A map at a region's size, or so many times smaller."""
+    rows, columns = (side // shrink for side in regions.size)
+    return jax.image.resize(x, (x.shape[0], rows, columns, x.shape[3]), "linear", antialias=True)
+
+
+def table3() -> dict[str, Any]:
+    """Divisions into 1, 1x2, 2x2, 3x3 and 4x4 regions at one t (the paper's Table 3)."""
+    results: dict[str, Any] = {}
+    for name, (subject, judge) in subjects().items():
+        if name.endswith("two scales"):
+            continue
+        results[name] = {}
+        for grid in ((1, 1), (1, 2), (2, 2), (3, 3), (4, 4)):
+            overlap = 0 if grid == (1, 1) else subject.overlap
+            video = video_of(subject, grid=grid, overlap=overlap)
+            row = run(subject, judge, video, threshold=BALANCED)
+            frames = sum(len(clip.frames) for clip in subject.clips)
+            count = frames * grid[0] * grid[1]
+            later = count - len(subject.clips) * grid[0] * grid[1]
+            sent = round(row["segmented_share"] * later) + count - later
+            row |= {"regions": count, "segmented": sent, "warped": count - sent}
+            row["warped_to_segmented"] = (count - sent) / sent
+            row |= time_against(subject, judge, {"it": (video, BALANCED)}, frames=30)["it"]
+            results[name][f"{grid[0]}x{grid[1]}"] = row
+    return results
+
+
+def figure10() -> dict[str, Any]:
+    """How far regions overlap (the paper's Figure 10)."""
+    results: dict[str, Any] = {}
+    for name, (subject, judge) in subjects().items():
+        if name.endswith("two scales"):
+            continue
+        results[name] = {}
+        for overlap in (0, 8, 16, 24, 32, 48):
+            video = video_of(subject, overlap=overlap)
+            row = run(subject, judge, video, threshold=BALANCED)
+            row["miou_all_segmented"] = run(subject, judge, video, threshold=100.0)["miou"]
+            row |= time_against(subject, judge, {"it": (video, BALANCED)}, frames=30)["it"]
+            results[name][overlap] = row
+    return results
+
+
+def incremental() -> dict[str, Any]:
+    """Beyond the paper: sent regions run incrementally against their own last key."""
+    results: dict[str, Any] = {}
+    standing = dataclasses.replace(drives(8, speed=0.0), name="synthetic, the camera stands")
+    for subject in (standing, subjects()["synthetic drives"][0]):
+        judge = Judge(subject)
+        found: dict[str, Any] = {}
+        for name, settings in (
+            ("DVSNet", None),
+            ("DVSNet, incremental", {"threshold": 15, "truncation": 0.5}),
+        ):
+            video = video_of(subject, incremental=settings)
+            for t in (BALANCED, 98.0, 100.0):
+                row = run(subject, judge, video, threshold=t)
+                row |= time_against(subject, judge, {"it": (video, t)}, frames=60)["it"]
+                found[f"{name}, t = {t:g}"] = row
+        results[subject.name] = found
+    return results
+
+
+CASES: dict[str, Callable[[], Any]] = {
+    case.__name__: case for case in (times, figure8, figure9, table2, table3, figure10, incremental)
+}
+
+if __name__ == "__main__":
+    cases.main(sys.argv[1:], CASES, FOLDER / "results.json")
+    pictures.main(FOLDER)

@@ -1,0 +1,232 @@
+"""What DVSNet is tried on: synthetic drives with our own networks, CamVid with published ones."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.progress import track
+
+from dynvid.data.camvid import CLASS_NAMES, CamVid
+from dynvid.data.driving import driving_scene, render_drive
+from dynvid.models.decision_network import DecisionNetwork
+from dynvid.models.driving import load_driving_networks
+from dynvid.models.espnet import espnet
+from dynvid.models.modules import from_nnx
+from dynvid.models.spynet import spynet_motion
+from dynvid.ops.regions import Regions, divide_frame
+from dynvid.ops.warp import Motion, resize_motion
+from dynvid.systems.dvsnet import DVSNetParams
+from dynvid.training.checkpoints import Checkpoints
+from dynvid.training.dvsnet import confidence_scores, train_decision
+from dynvid.weights.espnet import load_espnet
+from dynvid.weights.spynet import load_spynet
+from experiments.bench import DATA, console
+
+CALIBRATION = 50
+"""Frames of the CamVid drive that are trained on; the 51 that follow are for judging."""
+
+RUNS = pathlib.Path("runs/dvsnet")
+"""Where decision networks of CamVid are kept between runs."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clip:
+    """A video and its truth.
+
+    Attributes:
+      frames: `(T, 1, H, W, 3)` uint8.
+      labels: `(T, 1, H, W)`; what is no class of the subject is not judged.
+    """
+
+    frames: jax.Array
+    labels: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """Networks, and the videos that they are judged on.
+
+    Attributes:
+      name: What the tables call it.
+      clips: The videos, none of which anything was trained on but the segmentation of CamVid.
+      segment: `segment(params, images)`, logits.
+      flow: `flow(params, current, key)`, a `Motion` on their grid.
+      decide: `decide(params, features)`, percent.
+      params: Of the three.
+      classes: How many there are to be judged.
+      overlap: What regions overlap by default, pixels.
+    """
+
+    name: str
+    clips: tuple[Clip, ...]
+    segment: Callable[..., Any]
+    flow: Callable[..., Any]
+    decide: Callable[..., Any] | None
+    params: DVSNetParams
+    classes: int
+    overlap: int
+
+
+def drives(count: int = 16, frames: int = 20, *, speed: float = 0.9) -> Subject:
+    """Synthetic drives of 240x320 and the networks that come with the package."""
+    networks = load_driving_networks()
+
+    @jax.jit
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scene_key, time_key = jax.random.split(key)
+        drive = driving_scene(scene_key, noise=3.0, speed=speed)
+        first = jax.random.randint(time_key, (), 0, 1 << 20)
+        clip = jax.lax.map(lambda t: render_drive(drive, first + t), jnp.arange(frames))
+        return clip.frame[:, None], clip.labels[:, None]
+
+    # Other keys than train.py's: drives that no network has seen.
+    keys = [jax.random.fold_in(jax.random.key(20261121), i) for i in range(count)]
+    shown = track(keys, "drawing drives", console=console, transient=True)
+    return Subject(
+        name="synthetic drives",
+        clips=tuple(Clip(*draw(key)) for key in shown),
+        segment=networks.segment,
+        flow=networks.flow,
+        decide=networks.decide,
+        params=DVSNetParams(*networks.params),
+        classes=11,
+        overlap=16,
+    )
+
+
+@functools.cache
+def read_camvid() -> tuple[jax.Array, jax.Array]:
+    """The drive's frames `(101, 1, 360, 480, 3)` and labels `(101, 1, 360, 480)`."""
+    drive = CamVid(DATA / "camvid")
+    shown = track(drive, "reading CamVid", len(drive), console=console, transient=True)
+    found = list(shown)
+    frames = jnp.asarray(np.stack([frame.frame for frame in found])[:, None])
+    return frames, jnp.asarray(np.stack([frame.labels for frame in found])[:, None])
+
+
+def spynet_flow(levels: int, stride: int) -> Callable[[Any, jax.Array, jax.Array], Motion]:
+    """SPyNet's coarsest levels on the grid of logits; features averaged down, for decisions."""
+
+    def flow(params: Any, current: jax.Array, key: jax.Array) -> Motion:
+        motion = spynet_motion(params, current, key, levels=levels)
+        assert motion.features is not None
+        rows, columns = (max(1, side // 3) for side in motion.features.shape[1:3])
+        shape = (len(current), rows, columns, motion.features.shape[3])
+        features = jax.image.resize(motion.features, shape, "linear", antialias=True)
+        size = (current.shape[1] // stride, current.shape[2] // stride)
+        return resize_motion(motion._replace(features=features), size)
+
+    return flow
+
+
+def camvid(*, levels: int = 2, scales: tuple[float, ...] = (1.0,), overlap: int = 8) -> Subject:
+    """The second half of the CamVid drive with ESPNet and SPyNet, decisions learned on the first.
+
+    Args:
+      levels: Of SPyNet, from the coarsest: 1 makes a motion for every 16 pixels, 2 for every 8.
+      scales: Of the images that ESPNet sees; its logits are averaged. More than one costs more and
+        says more.
+      overlap: Of regions, pixels.
+    """
+    frames, labels = read_camvid()
+    _, espnet_params = load_espnet(DATA / "weights/espnet/espnet_p_2_q_8_camvid.pth")
+    _, spynet_params = load_spynet(DATA / "weights/spynet")
+    segment = espnet_at(scales)
+    subject = Subject(
+        name="CamVid" if scales == (1.0,) else "CamVid, two scales",
+        clips=(Clip(frames[CALIBRATION:], labels[CALIBRATION:]),),
+        segment=segment,
+        flow=spynet_flow(levels, 2),
+        decide=None,
+        params=DVSNetParams(espnet_params, spynet_params[:levels]),
+        classes=len(CLASS_NAMES) - 1,
+        overlap=overlap,
+    )
+    decide, decision, _ = learned_decisions(subject, frames[:CALIBRATION], grid=(2, 2))
+    return dataclasses.replace(
+        subject, decide=decide, params=subject.params._replace(decision=decision)
+    )
+
+
+def espnet_at(scales: tuple[float, ...]) -> Callable[[Any, jax.Array], jax.Array]:
+    """ESPNet's logits at half the resolution, the mean over images of several scales."""
+
+    def segment(params: Any, images: jax.Array) -> jax.Array:
+        count, height, width, _ = images.shape
+        shape = (count, height // 2, width // 2)
+        total = None
+        for scale in scales:
+            if scale == 1:
+                logits = espnet(params, images, stride=2)
+            else:
+                size = (round(height * scale / 8) * 8, round(width * scale / 8) * 8)
+                pixels = images.astype(jnp.float32) / 255
+                larger = jax.image.resize(pixels, (count, *size, 3), "linear", antialias=False)
+                logits = espnet(params, larger, stride=2)
+                logits = jax.image.resize(logits, (*shape, logits.shape[3]), "linear")
+            total = logits if total is None else total + logits
+        assert total is not None
+        return total / len(scales)
+
+    return segment
+
+
+def regions_of(subject: Subject, grid: tuple[int, int], overlap: int | None = None) -> Regions:
+    """How a subject's frames are divided."""
+    height, width = subject.clips[0].frames.shape[2:4]
+    overlap = subject.overlap if overlap is None else overlap
+    return divide_frame((height, width), grid=grid, overlap=overlap, multiple=8)
+
+
+def pair_scores(
+    subject: Subject, frames: jax.Array, regions: Regions, *, most: int = 9, both: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, confidence scores and gaps of all regions of pairs of a clip's frames.
+
+    Args:
+      subject: Its networks.
+      frames: `(T, 1, H, W, 3)`.
+      regions: How they are divided.
+      most: Frames between both at most.
+      both: Whether the key comes after the current frame too.
+    """
+
+    @jax.jit
+    def score(params: Any, current: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        parts = (regions.divide(x)[0] for x in (current, key))
+        return confidence_scores(subject.segment, subject.flow, params, *parts)
+
+    gaps = [g for g in range(-most if both else 0, most + 1) if g or not both]
+    pairs = [(i, i - g) for g in gaps for i in range(len(frames)) if 0 <= i - g < len(frames)]
+    found = []
+    for i, j in track(pairs, "scoring pairs", console=console, transient=True):
+        features, scores = score(subject.params[:2], frames[i], frames[j])
+        found.append((np.asarray(features), np.asarray(scores), np.full(len(scores), i - j)))
+    features, scores, gap = (np.concatenate(part) for part in zip(*found, strict=True))
+    return features, scores, gap
+
+
+def learned_decisions(
+    subject: Subject, frames: jax.Array, *, grid: tuple[int, int], epochs: int = 60
+) -> tuple[Callable[..., Any], Any, float]:
+    """A decision network for a subject, its parameters and its error on the last ten frames."""
+    regions = regions_of(subject, grid)
+    training = pair_scores(subject, frames[:-10], regions, both=True)
+    validation = pair_scores(subject, frames[-10:], regions)
+    network = DecisionNetwork(
+        training[0].shape[3], grid=(6, 8), hidden=(256, 128, 10), rngs=nnx.Rngs(0)
+    )
+    name = f"{subject.name}, {len(subject.params.flow)} levels, {grid[0]}x{grid[1]}"
+    folder = RUNS / name.replace(", ", "-").replace(" ", "_")
+    state = train_decision(
+        network, training[:2], validation[:2], epochs=epochs,
+        checkpoints=Checkpoints(folder, keep=1), console=console,
+    )  # fmt: skip
+    decide, _ = from_nnx(network)
+    return decide, state.best, float(state.error)
