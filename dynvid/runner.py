@@ -1,6 +1,5 @@
 """Running a task on a video, frame by frame, and measuring what is saved; touches no files."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -97,7 +96,7 @@ def run_video(
     settled = True
     everything = None if _reference(state, x) is None else np.ones(size, bool)
     unknown = float("nan")
-    measures = Measures(1.0, *[unknown] * 6, *_of_regions(state))
+    measures = Measures(1.0, *[unknown] * 6)._replace(**_of_regions(state))
     yield FrameResult(first, everything, _of_one(decode(params, outputs)), measures)
 
     for index, frame in enumerate(frames):
@@ -140,7 +139,7 @@ def run_video(
             difference,
             magnitude,
             agreement,
-            *_of_regions(state),
+            **_of_regions(state),
         )
         yield FrameResult(frame, changed, _of_one(results), measures)
 
@@ -152,13 +151,11 @@ def _reference(state: Any, frames: Frames) -> jax.Array | None:
     return reference if alike else None
 
 
-def _of_regions(state: Any) -> tuple[float, float]:
-    """The share of regions that were segmented and their mean score; NaN where there are none."""
+def _of_regions(state: Any) -> dict[str, float]:
+    """The measures of a frame's regions: how many were segmented, and their mean score."""
     details = state.work.details
-    return tuple(
-        float(jnp.mean(details[name])) if name in details else math.nan
-        for name in ("segmented", "scores")
-    )
+    named = (("segmented", "segmented"), ("score", "scores"))
+    return {name: float(jnp.mean(details[key])) for name, key in named if key in details}
 
 
 def _timed(function: Callable, *arguments: Any) -> tuple[Any, float]:

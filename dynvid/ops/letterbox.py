@@ -101,7 +101,8 @@ class Letterbox:
                 self.frame_size, self.resized, (self.top, self.left), self.network_size, strict=True
             )
         )
-        return rows @ mask.astype(jnp.float32) @ columns.T > 0
+        counts = jnp.asarray(rows) @ mask.astype(jnp.float32) @ jnp.asarray(columns.T)
+        return counts > 0
 
     def window(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Where the frame lies in a map of the network's input: (top, left, height, width).

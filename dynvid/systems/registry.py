@@ -254,8 +254,9 @@ def _dvsnet(
     """DVSNet around a segmentation network, with the shipped flow and decision networks.
 
     The regions are parts of the network's input: the resized frame. The motion is brought to the
-    grid of the network's scores. Its scale field is learned for the classes of the shipped
-    segmentation network and left out where another has more or fewer.
+    grid of the network's scores. The scale field is learned for the classes of the shipped
+    segmentation network and left out where another has more or fewer; the confidence scores are
+    learned on that network too, and for another a guess.
     """
     for name, value in (("pixel_threshold", pixel_threshold), ("truncation", truncation)):
         if value is not None and not incremental:
