@@ -14,13 +14,16 @@ class Measures(NamedTuple):
 
     Attributes:
       mac_fraction: Multiply-accumulates executed, as a fraction of dense; 1 for the first frame.
-      similarity: Share of pixels that did not change; NaN for the first frame.
+      similarity: Share of pixels that did not change, or of what else a system counts as changed
+        (DVSNet: regions); NaN for the first frame.
       seconds: Time of the step; NaN for the first frame, which is computed densely.
       dense_seconds: Time of the dense network on the same frame, where it is compared.
       difference: The largest absolute difference between the raw outputs of the step and of the
         dense network on `state.reference`, where it is compared.
       magnitude: The largest absolute value of those dense outputs, to judge the difference by.
       agreement: How far the step's results agree with the dense ones, where it is compared.
+      segmented: Share of the frame's regions that were segmented anew, where it has regions.
+      score: Mean of what that was decided by, in the unit of the system's policy.
     """
 
     mac_fraction: float
@@ -30,6 +33,8 @@ class Measures(NamedTuple):
     difference: float
     magnitude: float
     agreement: float
+    segmented: float = math.nan
+    score: float = math.nan
 
 
 class Series:
@@ -194,7 +199,8 @@ class RunMeasures:
           `frames`, `mac_fraction`, `scene_similarity` and `seconds_per_frame` (median); where the
           dense network was compared, also `dense_seconds_per_frame` (median), `speedup` (the ratio
           of both), `fraction_of_ideal` (`speedup` times `mac_fraction`),
-          `max_abs_difference_at_reference`, `max_abs_output_at_reference` and the mean agreement.
+          `max_abs_difference_at_reference`, `max_abs_output_at_reference` and the mean agreement;
+          where frames have regions, the means `segmented` and `score` (where there are scores).
           None where there is nothing to measure.
         """
 
@@ -224,4 +230,5 @@ class RunMeasures:
                 "max_abs_output_at_reference": largest("magnitude"),
                 agreement: mean("agreement"),
             }
-        return report
+        of_regions = {name: mean(name) for name in ("segmented", "score")}
+        return report | {name: value for name, value in of_regions.items() if value is not None}

@@ -96,7 +96,7 @@ def run_video(
     settled = True
     everything = None if _reference(state, x) is None else np.ones(size, bool)
     unknown = float("nan")
-    measures = Measures(1.0, *[unknown] * 6)
+    measures = Measures(1.0, *[unknown] * 6)._replace(**_of_regions(state))
     yield FrameResult(first, everything, _of_one(decode(params, outputs)), measures)
 
     for index, frame in enumerate(frames):
@@ -139,6 +139,7 @@ def run_video(
             difference,
             magnitude,
             agreement,
+            **_of_regions(state),
         )
         yield FrameResult(frame, changed, _of_one(results), measures)
 
@@ -148,6 +149,13 @@ def _reference(state: Any, frames: Frames) -> jax.Array | None:
     reference: Any = getattr(state, "reference", None)
     alike = getattr(reference, "shape", None) == frames.shape and reference.dtype == frames.dtype
     return reference if alike else None
+
+
+def _of_regions(state: Any) -> dict[str, float]:
+    """The measures of a frame's regions: how many were segmented, and their mean score."""
+    details = state.work.details
+    named = (("segmented", "segmented"), ("score", "scores"))
+    return {name: float(jnp.mean(details[key])) for name, key in named if key in details}
 
 
 def _timed(function: Callable, *arguments: Any) -> tuple[Any, float]:

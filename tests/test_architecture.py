@@ -13,7 +13,8 @@ ROOT = pathlib.Path(dynvid.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 
 # What each part of `dynvid` may import. Parts are sub-packages and single modules; `models.zoo`,
-# what --model takes, stands above the weights and the tasks that it joins.
+# what --model takes, stands above the weights and the tasks that it joins; `systems.registry`, what
+# --system takes, above the networks that DVSNet comes with.
 _PURE = {"types", "ops"}
 _CORE = {*_PURE, "graph", "kernels", "incremental"}
 _READERS = {*_PURE, "models", "files"}
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "incremental": {*_PURE, "graph", "kernels"},
     "coding": _PURE,
     "systems": {*_CORE, "coding"},
+    "systems.registry": {*_CORE, "systems", "models"},
     "training": {*_CORE, "models", "data", "files"},
     "models": _PURE,
     "metrics": {*_PURE, "models"},
@@ -39,6 +41,7 @@ MAY_IMPORT = {
     "models.zoo": {*_READERS, "weights", "tasks"},
     "runner": {*_CORE, "systems", "models", "metrics", "measures", "tasks", "video"},
 }
+OWN = ("models.zoo", "systems.registry")  # modules that are parts by themselves
 BOTTOM = {"errors", "_lazy"}  # for all to import
 # What may import everything: the command line, and the package itself.
 TOP = {"cli", "__main__", "__init__"}
@@ -57,7 +60,8 @@ MODULES = {"shutil", "tempfile", "zipfile", "tarfile"}
 
 def part_of(module: str) -> str:
     """The part that a module of dynvid belongs to: `ops` for `ops.masks`."""
-    return "models.zoo" if module.startswith("models.zoo") else module.split(".")[0]
+    own = next((part for part in OWN if module.startswith(part)), None)
+    return own or module.split(".")[0]
 
 
 def name_of(path: pathlib.Path) -> str:
@@ -168,6 +172,8 @@ def test_only_some_parts_touch_files(trees):
         ("models.vgg", "from dynvid.models import zoo"),
         ("models.modules", "from dynvid.weights.caffe import load_ssd512"),
         ("systems.dyncnn.system", "from dynvid.runner import run_video"),
+        ("systems.dvsnet.system", "from dynvid.models.driving import load_driving_networks"),
+        ("systems.dvsnet.system", "from dynvid.systems.registry import SYSTEMS"),
         ("runner", "from dynvid.cli import main"),
         ("types", "from dynvid.ops import masks"),
     ],

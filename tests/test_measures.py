@@ -102,3 +102,14 @@ def test_values_that_were_not_measured_are_left_out():
         series.add(value)
     assert series.frames_per_point == 4
     assert series.points == [2.0, 5.0]
+
+
+def test_regions_are_in_the_summary_where_there_are_any():
+    nan = math.nan
+    run = RunMeasures()
+    run.add(Measures(1.0, *[nan] * 6, 1.0, nan))
+    for segmented, score in ((0.25, 90.0), (0.75, nan)):
+        run.add(Measures(0.5, 1 - segmented, 0.1, *[nan] * 4, segmented, score))
+    summary = run.summary(agreement="segmentation_agreement")
+    assert (summary["segmented"], summary["score"]) == (0.5, 90)
+    assert run.series()["segmented"] == [1, 0.25, 0.75]

@@ -150,3 +150,23 @@ def test_scales_are_measured_anew_where_the_scene_changes(shares, times):
     assert seen == times
     for number, result in enumerate(results[1:], 1):
         assert result.measures.mac_fraction == 0.25 + (number in times)
+
+
+def test_regions_are_measured_where_a_system_has_them():
+    system = counting()
+
+    def with_regions(state):
+        details = {"segmented": jnp.array([[True, False]]), "scores": jnp.array([[80.0, 95.0]])}
+        return state._replace(work=state.work._replace(details=details))
+
+    def init(params, frames):
+        state, scores = system.init(params, frames)
+        return with_regions(state), scores
+
+    def step(params, state, frames, mask=None):
+        state, scores = system.step(params, state, frames)
+        return with_regions(state), scores
+
+    for result in run_video(TASK, VideoFunction(init, step), clip(2), params=None):
+        assert (result.measures.segmented, result.measures.score) == (0.5, 87.5)
+    assert np.isnan(list(run_video(TASK, system, clip(2), params=None))[1].measures.segmented)

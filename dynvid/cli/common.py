@@ -15,10 +15,12 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dynvid.data.driving import driving_scene, render_drive
 from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.errors import UsageError, reason
 from dynvid.measures import Measures
 from dynvid.models.zoo import HEADS, PIXELS, TASKS
+from dynvid.tasks import Segmentation
 from dynvid.video.reader import VideoSource, VideoWarning
 
 FPS = 25.0
@@ -36,16 +38,18 @@ SourceArgument = Annotated[
         "A video file, a folder of images, one image, a camera ('0' is the first) or a stream "
         "(rtsp://, http://).",
         metavar="[SOURCE]",
-        default="a synthetic scene of 100 frames, seen by a fixed camera",
+        default="a synthetic scene of 100 frames, seen by a fixed camera; for segmentation, by one "
+        "that drives",
     ),
 ]
 ModelOption = Annotated[
     pathlib.Path | None,
     option(
-        "The network: .onnx, .pt (YOLOv5), .cfg (Darknet, its .weights beside it) or .caffemodel "
-        "(SSD512).",
+        "The network: .onnx, .pt (YOLOv5), .cfg (Darknet, its .weights beside it), .caffemodel "
+        "(SSD512) or .pth (ESPNet).",
         metavar="PATH",
-        default="the detector of discs, squares and triangles that comes with the package",
+        default="the detector of discs, squares and triangles that comes with the package; for "
+        "segmentation, its network of street scenes",
     ),
 ]
 TaskOption = Annotated[
@@ -53,7 +57,7 @@ TaskOption = Annotated[
     option(
         f"What the network is for: {', '.join(TASKS)}.",
         metavar="NAME",
-        default="told from the model's outputs",
+        default="told from the model's outputs, or from a system that serves one only",
     ),
 ]
 HeadOption = Annotated[
@@ -116,15 +120,29 @@ class SyntheticSource:
             yield np.asarray(render(scene, t).frame)
 
 
-def open_source(source: str | None, *, max_frames: int | None) -> Source:
-    """The video that was asked for, or the synthetic scene.
+class SyntheticDrive(SyntheticSource):
+    """The default for segmentation: a drive through a street."""
+
+    name = "synthetic_drive"
+    size = (240, 320)
+    fps = 15.0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        drive = driving_scene(jax.random.key(4), size=self.size)
+        for t in range(self.length or 0):
+            yield np.asarray(render_drive(drive, t).frame)
+
+
+def open_source(source: str | None, *, max_frames: int | None, task: str | None = None) -> Source:
+    """The video that was asked for, or a synthetic one that suits the task.
 
     Raises:
       VideoError: Nothing can be read from it.
     """
-    if source is None:
-        return SyntheticSource(max_frames=max_frames)
-    return VideoSource(source, max_frames=max_frames)
+    if source is not None:
+        return VideoSource(source, max_frames=max_frames)
+    synthetic = SyntheticDrive if task == Segmentation.name else SyntheticSource
+    return synthetic(max_frames=max_frames)
 
 
 def read_class_names(path: pathlib.Path | None) -> tuple[str, ...] | None:

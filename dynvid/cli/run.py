@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -39,13 +40,20 @@ from dynvid.cli.common import (
     source_name,
     warn,
 )
-from dynvid.cli.settings import choose_system, parse_options, read_settings
+from dynvid.cli.settings import (
+    choose_options,
+    choose_system,
+    choose_task,
+    parse_options,
+    read_settings,
+)
 from dynvid.errors import UsageError, one_line
 from dynvid.files import output_folder
 from dynvid.measures import RunMeasures
 from dynvid.models.zoo import Model, load_model
 from dynvid.runner import run_video
 from dynvid.systems.registry import SYSTEMS, System
+from dynvid.tasks import Segmentation
 from dynvid.types import VideoFunction
 from dynvid.video.draw import annotate_frame
 from dynvid.video.report import plot_report
@@ -84,8 +92,9 @@ def run(
         tuple[str, ...],
         tyro.conf.arg(
             name="set",
-            help="Options of the system, such as partition=pixel for dyncnn or at=model.4 for "
-            "ifmdc; a name that it does not know is answered with those that it does.",
+            help="Options of the system, such as partition=pixel for dyncnn, at=model.4 for ifmdc "
+            "or policy=flow_magnitude for dvsnet; a name that it does not know is answered with "
+            "those that it does.",
             metavar="NAME=VALUE",
             help_behavior_hint="(default: what a settings file says, else the system's own)",
         ),
@@ -94,9 +103,11 @@ def run(
         float | None,
         option(
             "How much a pixel must differ from the one that the caches were computed from to count "
-            "as changed, in grey levels of 0..255. 0 recomputes all that differs at all.",
-            metavar="LEVELS",
-            default="15; dyncnn: 20; ifmdc: 0",
+            "as changed, in grey levels of 0..255. 0 recomputes all that differs at all. For "
+            "dvsnet: the expected confidence below which a region is segmented anew, in percent, "
+            "or what its other policies compare, in their units.",
+            metavar="NUMBER",
+            default="15; dyncnn: 20; ifmdc: 0; dvsnet: 92",
         ),
     ] = None,
     truncation: Annotated[
@@ -106,7 +117,7 @@ def run(
             "this much, in units of its layer's root mean square on the first frame. 0 is exact; "
             "more saves more.",
             metavar="RMS",
-            default="0.5; ifmdc: 0",
+            default="0.5; ifmdc: 0; dvsnet: only with --set incremental=true",
         ),
     ] = None,
     max_frames: MaxFramesOption = None,
@@ -129,8 +140,9 @@ def run(
 ) -> int:
     """Run a network on a video, computing only what changed: detect objects, label pixels, ...
 
-    Writes annotated.mp4 (results, the mask of changed pixels, the work of every frame), report.png
-    (work, time and similarity of every frame) and report.json (the same in numbers).
+    Writes annotated.mp4 (results, the mask of changed pixels or the paths of regions, the work of
+    every frame), report.png (work, time and similarity of every frame) and report.json (the same in
+    numbers).
 
     Try:
 
@@ -144,32 +156,31 @@ def run(
 
     dynvid run street.mp4 --model yolov5n.pt --system ifmdc --set at=model.4 levels=33
 
+    dynvid run drive.mp4 --system dvsnet --threshold 90
+
     dynvid run rtsp://camera/1 --model yolov5n.pt --max-frames 500 --out runs/door
     """
     if threshold is not None:
-        check_number("--threshold", threshold, most=255)
+        check_number("--threshold", threshold)
     if truncation is not None:
         check_number("--truncation", truncation)
     check_count("--max-frames", max_frames)
     file = None if settings is None else read_settings(settings)
     names = read_class_names(classes)
-    video = open_source(source, max_frames=max_frames)
+    chosen = choose_system(system, file)
+    asked = choose_task(chosen, file, task=task, head=head)
+    given = choose_options(
+        chosen, file, parse_options(options) | _given(threshold=threshold, truncation=truncation)
+    )
+    video = open_source(source, max_frames=max_frames, task=asked)
     loaded = load_model(
-        model,
-        frame_size=video.size,
-        task=task or (file.task if file is not None and head is None else None),
-        head=head,
-        pixels=pixels,
-        class_names=names,
+        model, frame_size=video.size, task=asked, head=head, pixels=pixels, class_names=names
     )
     if file is not None:
         file.check_model(loaded)
-    chosen, given = choose_system(
-        system,
-        file,
-        parse_options(options) | _given(threshold=threshold, truncation=truncation),
-        task=loaded.task.name,
-    )
+    if isinstance(loaded.task, Segmentation):
+        percent = chosen.score_unit(given) == "%"
+        loaded = dataclasses.replace(loaded, task=dataclasses.replace(loaded.task, percent=percent))
     out = pathlib.Path("runs", source_name(video.name)) if out is None else out
 
     console = Console(highlight=False)
@@ -232,8 +243,8 @@ def run(
             "per_frame": _per_frame(measures),
         }
         (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-        _plot(folder / "report.png", measures, title=f"{video.name}: {loaded.name}")
-    console.print(_summary(report, loaded))
+        _plot(folder / "report.png", measures, chosen, title=f"{video.name}: {loaded.name}")
+    console.print(_summary(report, loaded, chosen, unit=chosen.score_unit(given)))
     console.print(f"annotated.mp4, report.png and report.json are in {out}", soft_wrap=True)
     return 130 if interrupted else 0
 
@@ -252,7 +263,7 @@ def _build(
     """
     frames = [jnp.asarray(frame)[None] for frame in first]
     try:
-        video_function = system.build(model.on_frames, model.params, frames, **options)
+        video_function = system.build(model, frames, **options)
         jax.eval_shape(video_function.init, model.params, frames[0])
     except (ValueError, TypeError) as error:
         raise UsageError(f"--system {system.name}: {one_line(error)}") from error
@@ -272,7 +283,7 @@ def _per_frame(measures: RunMeasures) -> dict[str, list[float | None]]:
     return {name: values for name, values in series.items() if any(v is not None for v in values)}
 
 
-def _plot(path: pathlib.Path, measures: RunMeasures, *, title: str) -> None:
+def _plot(path: pathlib.Path, measures: RunMeasures, system: System, *, title: str) -> None:
     series = measures.series()
     compared = not all(math.isnan(value) for value in series["dense_seconds"])
     with warnings.catch_warnings():
@@ -285,10 +296,12 @@ def _plot(path: pathlib.Path, measures: RunMeasures, *, title: str) -> None:
             dense_seconds=series["dense_seconds"] if compared else None,
             frames_per_point=measures.frames_per_point,
             title=title,
+            name=system.name,
+            kept=system.kept,
         )
 
 
-def _summary(report: dict[str, Any], model: Model) -> Table:
+def _summary(report: dict[str, Any], model: Model, system: System, *, unit: str) -> Table:
     """What the report says, for people."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
 
@@ -298,7 +311,8 @@ def _summary(report: dict[str, Any], model: Model) -> Table:
 
     row("frames", "{} frames")
     row("mac_fraction", "{:.1%} of the multiply-accumulates", "mean over all but the first frame")
-    row("scene_similarity", "{:.2%} of the pixels unchanged")
+    row("scene_similarity", "{:.2%} of the " + system.kept)
+    row("score", "{:.3g}" + unit + " mean score", "what regions were chosen by")
     if report["seconds_per_frame"] is not None:
         table.add_row(f"{1e3 * report['seconds_per_frame']:.1f} ms a frame", "median, network only")
     if report.get("speedup") is not None:
@@ -312,7 +326,7 @@ def _summary(report: dict[str, Any], model: Model) -> Table:
         )
         if (largest := report["max_abs_output_at_reference"]) is not None:
             note = f"from dense on the reference frames, largest output {largest:.3g}"
-            if report["system"] == "incremental":  # others differ from dense for other reasons
+            if system.name == "incremental":  # others differ from dense for other reasons
                 exact = report["truncation"] == 0
                 note += "; rounding only" if exact else "; what --truncation allows"
             row("max_abs_difference_at_reference", "{:.2g} largest difference in raw outputs", note)

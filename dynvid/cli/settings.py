@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import dynvid
@@ -153,39 +153,69 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def choose_system(
-    name: str | None, file: SettingsFile | None, given: Mapping[str, Any], *, task: str
-) -> tuple[System, dict[str, Any]]:
-    """The system to run and all its options: those given, then the file's, then defaults.
+def choose_system(name: str | None, file: SettingsFile | None) -> System:
+    """The system to run.
 
     Args:
       name: What `--system` says.
       file: What `--settings` says.
-      given: Options given one by one, by name.
-      task: The task that it is to serve.
 
     Raises:
-      UsageError: They contradict each other, or the system has no such option or value.
+      UsageError: There is none of that name, or they contradict each other.
     """
     of_file = None if file is None else file.system
     if name is not None and name not in SYSTEMS:
         raise UsageError(f"--system must be one of {', '.join(SYSTEMS)}; got {name!r}")
     if file is not None and name is not None and of_file not in (None, name):
         raise UsageError(f"{file.path} has settings of {of_file}; got --system {name}")
-    system = SYSTEMS[name or of_file or "incremental"]
-    if system.tasks is not None and task not in system.tasks:
-        raise UsageError(
-            f"--system {system.name} is for {', '.join(sorted(system.tasks))}; got --task {task}"
-        )
+    return SYSTEMS[name or of_file or "incremental"]
+
+
+def choose_task(
+    system: System, file: SettingsFile | None, *, task: str | None, head: str | None
+) -> str | None:
+    """The task that a model is asked for; None leaves it to the model.
+
+    Args:
+      system: The system to run.
+      file: What `--settings` says.
+      task: What `--task` says.
+      head: What `--head` says.
+
+    Raises:
+      UsageError: The system does not serve it.
+    """
+    if task is None and head is None and file is not None:
+        task = file.task
+    served = system.tasks
+    if served is not None and task is not None and task not in served:
+        raise UsageError(f"--system {system.name} is for {_words(served)}; got --task {task}")
+    if served is not None and head is not None:
+        raise UsageError(f"--system {system.name} is for {_words(served)}; got --head {head}")
+    return next(iter(served)) if task is None and served is not None and len(served) == 1 else task
+
+
+def choose_options(
+    system: System, file: SettingsFile | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All options of a system: those given one by one, then the file's, then defaults.
+
+    Raises:
+      UsageError: The system has no such option or value.
+    """
     options = {} if file is None else dict(file.options)
     try:
         system.settings(options)
     except ValueError as error:
         raise UsageError(f"{'' if file is None else file.path}: {error}") from error
     try:
-        return system, system.settings({**options, **given})
+        return system.settings({**options, **given})
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _words(tasks: Iterable[str]) -> str:
+    return ", ".join(sorted(tasks))
 
 
 def _refuse_constant(name: str) -> Any:

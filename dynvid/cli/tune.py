@@ -91,7 +91,7 @@ def tune(
     check_count("--frames", frames, least=2)
     check_count("--trials", trials)
     check_count("--seed", seed, least=0)
-    video = open_source(source, max_frames=frames)
+    video = open_source(source, max_frames=frames, task=task)
     loaded = load_model(model, frame_size=video.size, task=task, head=head, pixels=pixels)
     console = Console(highlight=False)
     with output_file(out) as file, recorded_warnings():

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dynvid.errors import UsageError, one_line
-from dynvid.models import ssd, synthetic_detector
+from dynvid.models import driving, ssd, synthetic_detector
 from dynvid.models.ssd import VOC_CLASSES, decode_ssd
 from dynvid.models.synthetic_detector import (
     CLASS_NAMES,
@@ -20,11 +20,13 @@ from dynvid.models.synthetic_detector import (
 )
 from dynvid.models.yolo_heads import COCO_CLASSES, decode_yolov3, decode_yolov5, decode_yolox
 from dynvid.ops.boxes import Detections
+from dynvid.ops.letterbox import Letterbox
 from dynvid.tasks import ActionRecognition, Detection, Segmentation, Task
 from dynvid.tasks.preprocessing import Preprocessing
 from dynvid.types import Frames, Output, Params
 from dynvid.weights.caffe import load_ssd512
 from dynvid.weights.darknet import load_darknet
+from dynvid.weights.espnet import load_espnet
 from dynvid.weights.onnx import load_onnx
 from dynvid.weights.yolov5 import load_yolov5
 
@@ -135,6 +137,8 @@ PIXELS: dict[str, Preprocessing] = {
 "bytes": 0 to 255.
 """
 
+_LONGEST_SIDE = 640  # of what networks of street scenes get, unless frames are smaller
+
 _HEAD_OF_SUFFIX = {".pt": "yolov5", ".caffemodel": "ssd", ".cfg": "yolov3"}
 
 
@@ -148,7 +152,7 @@ class Model:
       params: Its weights.
       task: What it is run for: how frames go in and results come out.
       head: The name of its head where it is a detector, for reports.
-      digest: SHA-256 of its files, None of the shipped detector.
+      digest: SHA-256 of its files, None of what comes with the package.
     """
 
     name: str
@@ -170,6 +174,30 @@ class Model:
     def network_size(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) of the network's input for frames of a size."""
         return self.task.preprocessing.network_size(frame_size)
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of the network's input should be multiples of."""
+        return self.task.preprocessing.multiple
+
+    def geometry(self, frame_size: tuple[int, int]) -> Letterbox:
+        """How frames of (height, width) lie in the network's input."""
+        return self.task.geometry(frame_size)
+
+    def resize(self, frames: Frames) -> jax.Array:
+        """A camera's frames laid into the network's input: RGB of 0..255, `(S, h, w, 3)`."""
+        return self.task.preprocessing.resize(frames)
+
+    def class_scores(self, params: Params, images: jax.Array) -> jax.Array:
+        """The network's scores for what `resize` returns, or for parts of it.
+
+        Raises:
+          ValueError: The model is not one of segmentation, or takes no images of this size.
+        """
+        if not isinstance(self.task, Segmentation):
+            raise ValueError(f"{self.name} must be for segmentation; got one for {self.task.name}")
+        outputs = self.network(params, self.task.preprocessing.normalise(images))
+        return self.task.class_scores(outputs, size=(images.shape[1], images.shape[2]))
 
     def check(self, frame_size: tuple[int, int]) -> None:
         """Traces the network and its task on frames of a size, without computing anything.
@@ -210,12 +238,13 @@ def load_model(
     """Loads a network, and tells from it what it is for unless that is given.
 
     Files of YOLOv5 (.pt), Darknet (.cfg, its .weights beside it) and SSD512 (.caffemodel) are
-    detectors. An .onnx file is one where its outputs are those of YOLOX; else it is one of
-    segmentation where it has one output of four axes, and one of action recognition where it has
-    one of two.
+    detectors, those of ESPNet (.pth) segment street scenes. An .onnx file is a detector where its
+    outputs are those of YOLOX; else it is one of segmentation where it has one output of four axes,
+    and one of action recognition where it has one of two.
 
     Args:
-      path: The file; None takes the detector that comes with the package.
+      path: The file; None takes what comes with the package: the segmentation network of street
+        scenes for that task, else the detector.
       frame_size: (height, width) of the frames it is to run on.
       task: One of `TASKS`; told from the model where None.
       head: One of `HEADS`, for detectors; told from the model where None.
@@ -230,16 +259,24 @@ def load_model(
 
     >>> load_model(None, frame_size=(480, 640)).kind
     'synthetic head'
+    >>> load_model(None, frame_size=(480, 640), task="segmentation").kind
+    'segmentation'
     """
     _check_names(task, head, pixels)
-    if path is None:
+    if path is None and task == Segmentation.name:
+        networks = driving.load_driving_networks()
+        file = _File(
+            "shipped segmenter", networks.segment, networks.params[0], None, None,
+            task=_street(driving.CLASS_NAMES, frame_size),
+        )  # fmt: skip
+    elif path is None:
         network, params = load_synthetic_detector()
         # It knows objects by their size in pixels: frames keep theirs, rounded up to whole cells.
         multiple = synthetic_detector.STRIDE
         height, width = (-(-side // multiple) * multiple for side in frame_size)
         file = _File("shipped detector", network, params, (height, width), "synthetic")
     else:
-        file = _read(path)
+        file = _read(path, frame_size)
     model = _fit(file, frame_size, task, head, pixels)
     if class_names is not None:
         named: Any = model.task
@@ -259,6 +296,23 @@ class _File:
     size: tuple[int, int] | None
     head: str | None  # where there is only one that it can have
     digest: str | None = None
+    task: Task | None = None  # likewise
+
+
+def _street(class_names: Sequence[str], frame_size: tuple[int, int]) -> Segmentation:
+    """The task of a segmentation network of street scenes: frames keep their size, up to a limit.
+
+    The networks take images in [0, 1] and do themselves what they were trained with.
+    """
+    return Segmentation(
+        preprocessing=Preprocessing(
+            placement="stretch",
+            white=1,
+            longest_side=min(_LONGEST_SIDE, max(frame_size)),
+            multiple=driving.MULTIPLE,
+        ),
+        class_names=tuple(class_names),
+    )
 
 
 def _check_names(task: str | None, head: str | None, pixels: str | None) -> None:
@@ -275,10 +329,10 @@ def _check_names(task: str | None, head: str | None, pixels: str | None) -> None
         raise UsageError("--pixels is for models that are no detectors: a head knows its own")
 
 
-def _read(path: pathlib.Path) -> _File:
+def _read(path: pathlib.Path, frame_size: tuple[int, int]) -> _File:
     if not path.is_file():
         raise UsageError(f"cannot read the model {path}: no such file")
-    size, files = None, [path]
+    size, files, task = None, [path], None
     try:
         if path.suffix == ".onnx":
             network, params = load_onnx(path)
@@ -294,9 +348,15 @@ def _read(path: pathlib.Path) -> _File:
             files.append(path.with_suffix(".weights"))
             network, params = load_darknet(path, weights=files[1])
             size = network.size
+        elif path.suffix == ".pth":
+            network, params = load_espnet(path)
+            classes = params["classifier"]["kernel"].shape[3]
+            street = (*driving.CLASS_NAMES, "void")
+            task = _street(street if classes == len(street) else (), frame_size)
         else:
             raise UsageError(
-                f"cannot read the model {path}: expected a .onnx, .pt, .cfg or .caffemodel file"
+                f"cannot read the model {path}: expected a .onnx, .pt, .pth, .cfg or .caffemodel "
+                "file"
             )
         digest = hashlib.sha256()
         for name in files:
@@ -306,7 +366,7 @@ def _read(path: pathlib.Path) -> _File:
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(f"cannot read the model: {one_line(error)}") from error
     head = _HEAD_OF_SUFFIX.get(path.suffix)
-    return _File(path.name, network, params, size, head, digest.hexdigest())
+    return _File(path.name, network, params, size, head, digest.hexdigest(), task)
 
 
 def _fit(
@@ -318,7 +378,16 @@ def _fit(
 ) -> Model:
     """The model that a file is, checked against frames of a size."""
     if file.head is not None and task not in (None, Detection.name):
-        raise UsageError(f"{file.name} is a detector; got --task {task}")
+        raise UsageError(f"{file.name} is a detector, not a network of {task}")
+    if file.task is not None:
+        if head is not None or task not in (None, file.task.name):
+            asked = f"--head {head}" if task is None else f"--task {task}"
+            raise UsageError(f"{file.name} is a network of {file.task.name}; got {asked}")
+        if pixels is not None:
+            raise UsageError(f"--pixels is for other models: {file.name} knows its own")
+        model = Model(file.name, file.network, file.params, file.task, digest=file.digest)
+        model.check(frame_size)
+        return model
     if file.head is not None or head is not None:
         if pixels is not None:
             raise UsageError(f"--pixels is for models that are no detectors; {file.name} is one")

@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dynvid.ops.boxes import Detections
 from dynvid.types import Frames
@@ -70,6 +71,39 @@ class Letterbox:
             x = jnp.pad(x, padding, constant_values=self.fill)
         return x
 
+    def mask_to_network(self, mask: jax.Array) -> jax.Array:
+        """Marks every pixel of the network's input that a marked pixel of the frame lies in.
+
+        Args:
+          mask: `bool[S, H, W]` of `frame_size`.
+
+        Returns:
+          `bool[S, *network_size]`; what is filled is not marked.
+
+        Raises:
+          ValueError: The mask has another size, or is not boolean.
+
+        >>> box = letterbox((4, 4), (2, 4))
+        >>> box.mask_to_network(jnp.zeros((1, 4, 4), bool).at[0, 3, 3].set(True)).astype(int)
+        Array([[[0, 0, 0, 0],
+                [0, 1, 0, 0]]], dtype=int32)
+        """
+        if mask.dtype != bool or mask.ndim != 3 or tuple(mask.shape[1:]) != self.frame_size:
+            raise ValueError(
+                f"mask must be bool(S, {self.frame_size[0]}, {self.frame_size[1]}); "
+                f"got {mask.dtype}{list(mask.shape)}"
+            )
+        if self.network_size == self.frame_size:
+            return mask
+        rows, columns = (
+            _touched(frame, resized, start, network)
+            for frame, resized, start, network in zip(
+                self.frame_size, self.resized, (self.top, self.left), self.network_size, strict=True
+            )
+        )
+        counts = jnp.asarray(rows) @ mask.astype(jnp.float32) @ jnp.asarray(columns.T)
+        return counts > 0
+
     def window(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Where the frame lies in a map of the network's input: (top, left, height, width).
 
@@ -103,6 +137,14 @@ class Letterbox:
         limit = jnp.array([width, height] * 2, jnp.float32)
         boxes = jnp.clip((detections.boxes - offset) * scale, 0, limit)
         return detections._replace(boxes=jnp.where(detections.valid[..., None], boxes, 0))
+
+
+def _touched(frame: int, resized: int, start: int, network: int) -> np.ndarray:
+    """Which pixels of the network's input each pixel of a frame lies in, along one axis: 0 or 1."""
+    first = np.arange(frame) * resized // frame
+    last = -(-(np.arange(frame) + 1) * resized // frame) - 1
+    pixel = np.arange(network)[:, None] - start
+    return ((first <= pixel) & (pixel <= last)).astype(np.float32)
 
 
 def letterbox(

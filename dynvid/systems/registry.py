@@ -3,17 +3,63 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, get_args
 
 import jax
+import jax.numpy as jnp
 
+from dynvid.errors import one_line
 from dynvid.incremental import explain, incremental
+from dynvid.models.driving import MULTIPLE, load_driving_networks
+from dynvid.ops.labels import LabelMap
+from dynvid.ops.letterbox import Letterbox
+from dynvid.ops.regions import divide_frame
+from dynvid.ops.warp import Motion, resize_motion
 from dynvid.systems.dense import dense
+from dynvid.systems.dvsnet import DVSNetParams, DVSNetState, dvsnet
+from dynvid.systems.dvsnet.system import Policy
 from dynvid.systems.dyncnn import dyncnn
 from dynvid.systems.ifmdc import Settings, calibrated_settings, ifmdc_network
 from dynvid.types import Frames, Output, Params, VideoFunction
 
-FrameFunction = Callable[[Params, jax.Array], Output]
+
+class Network(Protocol):
+    """What a system is built of: a network that takes a camera's frames, such as a `zoo.Model`.
+
+    Attributes:
+      params: Its weights.
+      multiple: What the sides of the images that it takes should be multiples of.
+    """
+
+    @property
+    def params(self) -> Params:
+        """Its weights."""
+        ...
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of the images that it takes should be multiples of."""
+        ...
+
+    def on_frames(self, params: Params, frames: Frames) -> Output:
+        """Its raw outputs for a camera's uint8 frames, `(S, H, W, 3)`."""
+        ...
+
+    def geometry(self, frame_size: tuple[int, int]) -> Letterbox:
+        """How frames of `(height, width)` lie in its input."""
+        ...
+
+    def resize(self, frames: Frames) -> jax.Array:
+        """Frames laid into its input: RGB of 0..255, `(S, h, w, 3)`."""
+        ...
+
+    def class_scores(self, params: Params, images: jax.Array) -> jax.Array:
+        """Its scores for what `resize` returns, or parts of it: `(S, h', w', classes)`.
+
+        Raises:
+          ValueError: It does not score classes on a map.
+        """
+        ...
 
 
 class Option(NamedTuple):
@@ -38,11 +84,14 @@ class System:
       name: As the command line has it.
       summary: What it does, in one line.
       options: By name; those of `build`.
-      build: `build(fn, params, frames, **options) -> VideoFunction`: of a function of a camera's
-        uint8 frames `(S, H, W, 3)`, its parameters, and the video's first frames for systems that
-        calibrate themselves. It raises ValueError for what it cannot be built of.
+      build: `build(network, frames, **options) -> VideoFunction`: of a `Network` and of the video's
+        first frames, uint8 `(S, H, W, 3)`, for systems that calibrate themselves or depend on
+        their size. The function takes the network's parameters. It raises ValueError for what it
+        cannot be built of.
       calibration_frames: How many frames `build` wants to see, at least one.
       tasks: The names of the tasks it serves; all where None.
+      kept: What `1 - work.changed` is the share of, for reports.
+      score_unit: `score_unit(options)`, the unit of what it decides by, where it tells.
     """
 
     name: str
@@ -51,6 +100,8 @@ class System:
     build: Callable[..., VideoFunction]
     calibration_frames: int = 1
     tasks: frozenset[str] | None = None
+    kept: str = "pixels unchanged"
+    score_unit: Callable[[Mapping[str, Any]], str] = lambda options: ""
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options: those that are given, and the defaults of the others.
@@ -130,33 +181,31 @@ def _finite_or_none(value: Any) -> bool:
     )
 
 
+_OVERLAP = 16  # pixels; the paper's 64 are for frames of 2048 x 1024
 _REFERENCE = ("last_used", "previous")
 _CHANNELS = choice_option("any", "gray", "mean")
 _FLAG = "true or false"
 
 
-def _incremental(
-    fn: FrameFunction, params: Params, frames: Sequence[Frames], **options: Any
-) -> VideoFunction:
+def _incremental(network: Network, frames: Sequence[Frames], **options: Any) -> VideoFunction:
     truncation = options["truncation"]
     if isinstance(truncation, Mapping):
-        layers = explain(fn, params, frames[0]).layers
+        layers = explain(network.on_frames, network.params, frames[0]).layers
         if unknown := [name for name in truncation if name not in layers]:
             raise ValueError(
                 "truncation must name layers of the network, which dynvid explain lists; got "
                 f"{', '.join(unknown)}"
             )
-    return incremental(fn, **options)
+    return incremental(network.on_frames, **options)
 
 
-def _dense(fn: FrameFunction, params: Params, frames: Sequence[Frames]) -> VideoFunction:
-    del params, frames
-    return dense(fn)
+def _dense(network: Network, frames: Sequence[Frames]) -> VideoFunction:
+    del frames
+    return dense(network.on_frames)
 
 
 def _ifmdc(
-    fn: FrameFunction,
-    params: Params,
+    network: Network,
     frames: Sequence[Frames],
     *,
     at: str | None,
@@ -173,21 +222,123 @@ def _ifmdc(
             "at must be the name of a feature map, such as model.4 or layer_12; got None"
         )
     if low is None or high is None:
-        seen = calibrated_settings(fn, params, frames, at=at)
+        seen = calibrated_settings(network.on_frames, network.params, frames, at=at)
         low, high = (seen.low if low is None else low), (seen.high if high is None else high)
     settings = Settings(low=low, high=high, **codec)
     return ifmdc_network(
-        fn, at=at, settings=settings, front=front, back=back, threshold=threshold,
+        network.on_frames, at=at, settings=settings, front=front, back=back, threshold=threshold,
         truncation=truncation,
     )  # fmt: skip
 
 
-def _dyncnn(
-    fn: FrameFunction, params: Params, frames: Sequence[Frames], **options: Any
-) -> VideoFunction:
-    del params, frames
-    return dyncnn(fn, **options)
+def _dyncnn(network: Network, frames: Sequence[Frames], **options: Any) -> VideoFunction:
+    del frames
+    return dyncnn(network.on_frames, **options)
 
+
+_INNER_THRESHOLD, _INNER_TRUNCATION = 15, 0.5  # as of the system "incremental"
+
+
+def _dvsnet(
+    network: Network,
+    frames: Sequence[Frames],
+    *,
+    rows: int,
+    columns: int,
+    overlap: int | None,
+    incremental: bool,
+    pixel_threshold: float | None,
+    truncation: float | None,
+    **options: Any,
+) -> VideoFunction:
+    """DVSNet around a segmentation network, with the shipped flow and decision networks.
+
+    The regions are parts of the network's input: the resized frame. The motion is brought to the
+    grid of the network's scores. The scale field is learned for the classes of the shipped
+    segmentation network and left out where another has more or fewer; the confidence scores are
+    learned on that network too, and for another a guess.
+    """
+    for name, value in (("pixel_threshold", pixel_threshold), ("truncation", truncation)):
+        if value is not None and not incremental:
+            raise ValueError(f"{name} is for incremental=true; got {value} with incremental=false")
+    frame_size = (frames[0].shape[1], frames[0].shape[2])
+    geometry = network.geometry(frame_size)
+    multiple = math.lcm(MULTIPLE, network.multiple)
+    overlap = -(-_OVERLAP // multiple) * multiple if overlap is None else overlap
+    regions = divide_frame(
+        geometry.network_size, grid=(rows, columns), overlap=overlap, multiple=multiple
+    )
+    image = jax.ShapeDtypeStruct((1, *regions.size, 3), jnp.float32)
+    try:
+        scores = jax.eval_shape(network.class_scores, network.params, image)
+    except (ValueError, TypeError) as error:
+        if len(regions) == 1:
+            raise
+        height, width = regions.size
+        raise ValueError(
+            f"the network cannot run on regions of {width}x{height} ({one_line(error)}); rows=1 "
+            "columns=1 runs it on whole frames"
+        ) from error
+    networks = load_driving_networks()
+
+    def flow(params: Params, current: jax.Array, key: jax.Array) -> Motion:
+        motion = networks.flow(params, _unit(current), _unit(key))
+        if motion.scale is not None and motion.scale.shape[3] != scores.shape[3]:
+            motion = motion._replace(scale=None)
+        return resize_motion(motion, scores.shape[1:3])
+
+    inner = {
+        "threshold": _INNER_THRESHOLD if pixel_threshold is None else pixel_threshold,
+        "truncation": _INNER_TRUNCATION if truncation is None else truncation,
+    }
+    video = dvsnet(
+        network.class_scores,
+        flow,
+        decide=networks.decide,
+        grid=(rows, columns),
+        overlap=overlap,
+        multiple=multiple,
+        incremental=inner if incremental else None,
+        **options,
+    )
+
+    def together(params: Params) -> DVSNetParams:
+        return DVSNetParams(params, *networks.params[1:])
+
+    def resized(frames: Frames) -> jax.Array:
+        expected = (*frame_size, 3)
+        if frames.ndim != 4 or frames.shape[1:] != expected or frames.dtype != jnp.uint8:
+            raise ValueError(
+                f"frames must be uint8(S, {', '.join(map(str, expected))}) as the first ones were; "
+                f"got {frames.dtype}{list(frames.shape)}"
+            )
+        return network.resize(frames)
+
+    @jax.jit
+    def init(params: Params, frames: Frames) -> tuple[DVSNetState, LabelMap]:
+        return video.init(together(params), resized(frames))
+
+    @jax.jit
+    def step(
+        params: Params, state: DVSNetState, frames: Frames, mask: jax.Array | None = None
+    ) -> tuple[DVSNetState, LabelMap]:
+        moved = None if mask is None else geometry.mask_to_network(mask)
+        return video.step(together(params), state, resized(frames), moved)
+
+    return VideoFunction(init, step)
+
+
+def _unit(images: jax.Array) -> jax.Array:
+    """What the shipped networks take: uint8, or floating in [0, 1]."""
+    return images / 255 if jnp.issubdtype(images.dtype, jnp.floating) else images
+
+
+_SCORE_UNITS: Mapping[Policy, str] = {
+    "decision_network": "%",
+    "frame_difference": " grey levels",
+    "flow_magnitude": " pixels",
+    "fixed_period": " frames",
+}
 
 SYSTEMS: dict[str, System] = {
     system.name: system
@@ -261,6 +412,44 @@ SYSTEMS: dict[str, System] = {
                 "threshold": threshold_option(0),
                 "truncation": _truncation_option(0),
                 **_codec_options(),
+            },
+        ),
+        System(
+            name="dvsnet",
+            summary="segment a region anew where warping it would not do",
+            build=_dvsnet,
+            tasks=frozenset({"segmentation"}),
+            kept="regions warped",
+            score_unit=lambda options: _SCORE_UNITS[options["policy"]],
+            options={
+                "policy": choice_option(*get_args(Policy)),
+                "threshold": Option(
+                    None,
+                    "a number of at least 0 in the unit of the policy (percent for "
+                    "decision_network) or null for its own",
+                    lambda value: value is None or _number(value),
+                ),
+                "rows": Option(2, "a positive number", _positive),
+                "columns": Option(2, "a positive number", _positive),
+                "overlap": Option(
+                    None,
+                    "a number of pixels of at least 0, or null for 16 rounded up to the network's "
+                    "stride",
+                    lambda value: value is None or value == 0 or _positive(value),
+                ),
+                "adaptive": Option(False, _FLAG, lambda value: isinstance(value, bool)),
+                "incremental": Option(False, _FLAG, lambda value: isinstance(value, bool)),
+                "pixel_threshold": Option(
+                    None,
+                    "a number between 0 and 255 grey levels or null",
+                    lambda value: value is None or _number(value, most=255),
+                ),
+                "truncation": Option(
+                    None,
+                    "a number of at least 0 or null",
+                    lambda value: value is None or _number(value),
+                ),
+                "chunk": Option(1, "a positive number", _positive),
             },
         ),
         System(

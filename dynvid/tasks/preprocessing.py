@@ -79,15 +79,51 @@ class Preprocessing:
         Array([3., 2., 1.], dtype=float32)
         """
 
-        def fn(params: Params, frames: Frames) -> Output:
-            if frames.ndim != 4 or frames.shape[3] != 3:
-                raise ValueError(f"frames must be (S, H, W, 3); got {frames.shape}")
-            images = self.letterbox((frames.shape[1], frames.shape[2])).to_network(frames)
-            images = images[..., ::-1] if self.channel_order == "bgr" else images
-            images = images if self.white == 255 else images * (self.white / 255)
-            images = images - jnp.array(self.mean, images.dtype) if any(self.mean) else images
-            if self.deviation != (1, 1, 1):
-                images = images / jnp.array(self.deviation, images.dtype)
-            return network(params, images)
+        return lambda params, frames: network(params, self.normalise(self.resize(frames)))
 
-        return fn
+    def resize(self, frames: Frames) -> jax.Array:
+        """The first half of `on_frames`: frames laid into the network's input, still RGB of 0..255.
+
+        Args:
+          frames: `(S, H, W, 3)` RGB of any size, of 0..255.
+
+        Returns:
+          `(S, h, w, 3)` of `network_size((H, W))`: float32, or the frames themselves where they
+          have that size already.
+
+        Raises:
+          ValueError: The frames have another shape.
+
+        >>> small = Preprocessing(placement="stretch", white=1, size=(1, 2))
+        >>> small.resize(jnp.full((1, 2, 4, 3), 51, jnp.uint8)).dtype
+        dtype('float32')
+        >>> small.resize(jnp.full((1, 1, 2, 3), 51, jnp.uint8)).dtype
+        dtype('uint8')
+        """
+        if frames.ndim != 4 or frames.shape[3] != 3:
+            raise ValueError(f"frames must be (S, H, W, 3); got {frames.shape}")
+        geometry = self.letterbox((frames.shape[1], frames.shape[2]))
+        same = geometry.network_size == geometry.frame_size
+        return frames if same else geometry.to_network(frames)
+
+    def normalise(self, images: jax.Array) -> jax.Array:
+        """The second half: the network's own channel order, white, mean and deviation.
+
+        Args:
+          images: `(S, h, w, 3)` RGB of 0..255: what `resize` returns, or any part of it.
+
+        Returns:
+          Same shape, floating.
+
+        >>> unit = Preprocessing(placement="stretch", white=1, mean=(1, 0, 0))
+        >>> unit.normalise(jnp.full((1, 1, 1, 3), 255, jnp.uint8)).tolist()
+        [[[[0.0, 1.0, 1.0]]]]
+        """
+        floating = jnp.issubdtype(images.dtype, jnp.floating)
+        images = images if floating else images.astype(jnp.float32)
+        images = images[..., ::-1] if self.channel_order == "bgr" else images
+        images = images if self.white == 255 else images * (self.white / 255)
+        images = images - jnp.array(self.mean, images.dtype) if any(self.mean) else images
+        if self.deviation != (1, 1, 1):
+            images = images / jnp.array(self.deviation, images.dtype)
+        return images

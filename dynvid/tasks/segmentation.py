@@ -28,6 +28,7 @@ class Segmentation(Task):
       preprocessing: How frames become the network's input.
       class_names: The name of each class index.
       channels_first: Which of both it is where the shapes leave it open.
+      percent: Whether the scores of regions, where a system divides frames, are percentages.
 
     >>> task = Segmentation(preprocessing=Preprocessing(placement="stretch", white=1, size=(8, 16)))
     >>> scores = jnp.zeros((1, 3, 4, 8)).at[:, 0, :, :4].set(1.0).at[:, 2, :, 4:].set(1.0)
@@ -42,6 +43,7 @@ class Segmentation(Task):
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
     channels_first: bool = False
+    percent: bool = False
 
     def decode(self, params: Params, outputs: Output, *, frame_size: tuple[int, int]) -> LabelMap:
         """The best class of every pixel of the frame, of scores that are resized bilinearly.
@@ -56,7 +58,7 @@ class Segmentation(Task):
         geometry = self.geometry(frame_size)
         if isinstance(outputs, LabelMap):
             return _to_frame(outputs, geometry)
-        scores = self._channels_last(outputs, geometry)
+        scores = self.class_scores(outputs, size=geometry.network_size)
         window = geometry.window((scores.shape[1], scores.shape[2]))
         labels, _ = best_classes(scores, frame_size, window=window)
         return label_map(labels, classes=scores.shape[3])
@@ -73,11 +75,34 @@ class Segmentation(Task):
         return jnp.sum(overlap, 1) / jnp.sum(union > 0, 1)
 
     def draw(self, frame: np.ndarray, result: LabelMap) -> np.ndarray:
-        """A colour for each class over the frame, and a legend of those that are in it."""
-        names = [class_name(self.class_names, index) for index in range(len(result.counts))]
-        return draw_labels(frame, np.asarray(result.labels), names=names)
+        """A colour for each class over the frame, and a legend of those that are in it.
 
-    def _channels_last(self, outputs: Output, geometry: Letterbox) -> jax.Array:
+        Regions of the frame, where a system divides it, get a border in the colour of the path that
+        they went and their score.
+        """
+        names = [class_name(self.class_names, index) for index in range(len(result.counts))]
+        return draw_labels(
+            frame, np.asarray(result.labels), names=names, paths=result.paths,
+            percent=self.percent,
+        )  # fmt: skip
+
+    def class_scores(self, outputs: Output, *, size: tuple[int, int]) -> jax.Array:
+        """The network's scores with the classes last.
+
+        Args:
+          outputs: What the network returned.
+          size: (height, width) of the images that it returned them for.
+
+        Returns:
+          `(S, h, w, classes)` float32.
+
+        Raises:
+          ValueError: The outputs are not scores of at least two classes on a map.
+
+        >>> task = Segmentation(preprocessing=Preprocessing(placement="stretch", white=1))
+        >>> task.class_scores(jnp.zeros((1, 3, 4, 8)), size=(16, 32)).shape
+        (1, 4, 8, 3)
+        """
         leaves = jax.tree.leaves(outputs)
         if len(leaves) != 1 or leaves[0].ndim != 4:
             raise ValueError(
@@ -85,7 +110,7 @@ class Segmentation(Task):
                 f"{[leaf.shape for leaf in leaves]}"
             )
         (scores,) = leaves
-        first = _is_channels_first(scores.shape, geometry.network_size, default=self.channels_first)
+        first = _is_channels_first(scores.shape, size, default=self.channels_first)
         scores = jnp.moveaxis(scores, 1, 3) if first else scores
         if scores.shape[3] < 2:
             raise ValueError(f"outputs must score at least 2 classes; got {scores.shape[3]}")

@@ -2,10 +2,14 @@
 
 import colorsys
 import functools
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from dynvid.ops.regions import RegionPaths
 
 Color = tuple[int, int, int]
 
@@ -179,18 +183,28 @@ def overlay_mask(
 
 
 def draw_labels(
-    frame: np.ndarray, labels: np.ndarray, *, names: Sequence[str], alpha: float = 0.5
+    frame: np.ndarray,
+    labels: np.ndarray,
+    *,
+    names: Sequence[str],
+    alpha: float = 0.5,
+    paths: RegionPaths | None = None,
+    percent: bool = False,
 ) -> np.ndarray:
     """Tints each pixel in the colour of its class, with a legend of the classes that are there.
 
     Frames less than 480 pixels high are enlarged by a whole factor first, as by `annotate_frame`.
-    A class called "background" keeps the frame's own colours.
+    A class called "background" keeps the frame's own colours. Regions get a border in the colour of
+    the path they went, and their score in a corner that the legend leaves free; a region without
+    room for it goes without.
 
     Args:
       frame: `(H, W, 3)` uint8, RGB.
       labels: `(H, W)` integer, the class of each pixel.
       names: The name of each class.
       alpha: How much of the tint, in [0, 1].
+      paths: Which way each region went, NumPy arrays of one stream; boxes in pixels of the frame.
+      percent: Whether their scores are percentages. A score that is not finite is not written.
 
     Returns:
       `(H', W', 3)` uint8, both even.
@@ -218,12 +232,81 @@ def draw_labels(
     edge[:, scale:] |= labels[:, scale:] != labels[:, :-scale]
     edge[scale:] |= labels[scale:] != labels[:-scale]
     picture[edge] = 0.45 * picture[edge]
+    picture = np.round(picture).astype(np.uint8)
     order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
     rows = [
-        (names[index], _percent(counts[index] / counts.sum()), tuple(colors[index].astype(int)))
+        _Row(names[index], _percent(counts[index] / counts.sum()), tuple(colors[index].astype(int)))
         for index in order
     ]
-    return _draw_rows(np.round(picture).astype(np.uint8), rows)
+    if paths is None:
+        return _draw_rows(picture, _shortened(rows))[0]
+    anew = np.asarray(paths.segmented, bool)
+    path_rows = [
+        _Row(name, f"{count} of {anew.size}", color, outlined=True)
+        for name, count, color in (
+            ("segmented", anew.sum(), _SEGMENTED), ("warped", (~anew).sum(), _WARPED),
+        )
+    ]  # fmt: skip
+    boxes = np.round(np.asarray(paths.boxes, float) * scale).astype(int)
+    picture, legend = _draw_rows(
+        _draw_borders(picture, boxes, anew), [*path_rows, *_shortened(rows)]
+    )
+    return _draw_scores(picture, boxes, anew, np.asarray(paths.scores), percent, legend)
+
+
+_SEGMENTED: Color = (255, 106, 0)
+_WARPED: Color = (255, 255, 255)
+
+
+def _line(height: int) -> int:
+    """How thick the border of a region is in pictures of a height."""
+    return max(2, round(height / 160))
+
+
+def _draw_borders(picture: np.ndarray, boxes: np.ndarray, anew: np.ndarray) -> np.ndarray:
+    """Regions' borders inside them, so that those of neighbours do not hide each other."""
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    line = _line(len(picture))
+    for (x0, y0, x1, y1), segmented in zip(boxes.tolist(), anew, strict=True):
+        if min(x1 - x0, y1 - y0) > 2 * line:
+            # A dark line around: light ones are lost on a light sky.
+            draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=_PANEL, width=line + 2)
+            inner = (x0 + 1, y0 + 1, x1 - 2, y1 - 2)
+            draw.rectangle(inner, outline=_SEGMENTED if segmented else _WARPED, width=line)
+    return np.asarray(image)
+
+
+def _draw_scores(
+    picture: np.ndarray,
+    boxes: np.ndarray,
+    anew: np.ndarray,
+    scores: np.ndarray,
+    percent: bool,
+    legend: tuple[int, int, int, int],
+) -> np.ndarray:
+    """Each score in the first corner of its region that is free."""
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    height = len(picture)
+    font = _font(max(11, round(height / 30)))
+    pad, inset = max(3, round(height / 160)), _line(height) + 1
+    ascent, descent = font.getmetrics()
+    for box, segmented, score in zip(boxes.tolist(), anew, scores.tolist(), strict=True):
+        if not math.isfinite(score):
+            continue
+        text = f"{round(score)}%" if percent else f"{score:.3g}"
+        x0, y0, x1, y1 = box
+        wide, tall = math.ceil(font.getlength(text)) + 2 * pad, ascent + descent
+        left, right, top, bottom = x0 + inset, x1 - inset - wide, y0 + inset, y1 - inset - tall
+        for x, y in ((right, bottom), (left, bottom), (right, top), (left, top)):
+            place = (x, y, x + wide - 1, y + tall - 1)
+            if left <= x and top <= y and not _overlap(place, legend):
+                color = _SEGMENTED if segmented else _WARPED
+                draw.rectangle(place, fill=color)
+                draw.text((x + pad, y), text, fill=_PANEL, font=font)
+                break
+    return np.asarray(image)
 
 
 def draw_ranking(
@@ -245,38 +328,53 @@ def draw_ranking(
     (480, 640, 3)
     """
     rows = [
-        (name, _percent(p), _WORK if i == 0 else _DIM_TEXT)
+        _Row(name, _percent(p), _WORK if i == 0 else _DIM_TEXT)
         for i, (name, p) in enumerate(zip(names, probabilities, strict=True))
     ]
-    return _draw_rows(_enlarge(frame), rows, bars=[float(p) for p in probabilities])
+    bars = [float(p) for p in probabilities]
+    return _draw_rows(_enlarge(frame), _shortened(rows), bars=bars)[0]
 
 
 _MOST_ROWS = 10  # of a legend; more would hide the picture
 
 
+class _Row(NamedTuple):
+    """A line of a legend."""
+
+    name: str
+    figure: str
+    color: Color
+    outlined: bool = False
+
+
+def _shortened(rows: Sequence[_Row]) -> list[_Row]:
+    """As many rows as a legend has, the last of which says how many more there are."""
+    if len(rows) <= _MOST_ROWS:
+        return list(rows)
+    return [*rows[:_MOST_ROWS], _Row(f"and {len(rows) - _MOST_ROWS} more", "", _PANEL)]
+
+
 def _draw_rows(
-    picture: np.ndarray,
-    rows: Sequence[tuple[str, str, Color]],
-    *,
-    bars: Sequence[float] | None = None,
-) -> np.ndarray:
-    """Writes rows of a name and a figure in the upper left corner, each with a colour or a bar."""
+    picture: np.ndarray, rows: Sequence[_Row], *, bars: Sequence[float] | None = None
+) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """Writes rows of a name and a figure in the upper left corner, each with a colour or a bar.
+
+    Returns:
+      The picture, and (x0, y0, x1, y1) of what is written on.
+    """
     height, width = picture.shape[:2]
     font = _font(max(11, round(height / 36)))
     ascent, descent = font.getmetrics()
     line = ascent + descent + max(2, round(height / 240))
     pad = max(4, round(height / 90))
-    shown = [*rows[:_MOST_ROWS]]
-    if len(rows) > _MOST_ROWS:
-        shown.append((f"and {len(rows) - _MOST_ROWS} more", "", _PANEL))
-    figures = round(max((font.getlength(row[1]) for row in shown), default=0))
+    figures = round(max((font.getlength(row.figure) for row in rows), default=0))
     mark = round(0.16 * width) if bars is not None else ascent
     room = round(0.62 * width) - mark - figures - 5 * pad  # the upper right corner has the mask
-    texts = [_shorten(row[0], font, room) for row in shown]
+    texts = [_shorten(row.name, font, room) for row in rows]
     names = round(max((font.getlength(text) for text in texts), default=0))
     margin = max(4, round(height / 60))
     right = margin + names + mark + figures + 4 * pad
-    bottom = margin + line * len(shown) + pad
+    bottom = margin + line * len(rows) + pad
 
     panel = picture[margin : bottom + 1, margin : right + 1]
     picture = picture.copy()
@@ -285,11 +383,15 @@ def _draw_rows(
     ).astype(np.uint8)
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
-    for i, (text, (_, figure, color)) in enumerate(zip(texts, shown, strict=True)):
+    for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
         y = margin + pad // 2 + i * line
         x = margin + pad
         if bars is None:
-            draw.rectangle((x, y + descent, x + mark, y + descent + ascent - 3), fill=color)
+            square = (x, y + descent, x + mark, y + descent + ascent - 3)
+            if row.outlined:
+                draw.rectangle(square, outline=row.color, width=max(2, mark // 5))
+            else:
+                draw.rectangle(square, fill=row.color)
             draw.text((x + mark + pad, y), text, fill=_TEXT, font=font)
         else:
             draw.text((x, y), text, fill=_TEXT if i == 0 else _DIM_TEXT, font=font)
@@ -298,9 +400,9 @@ def _draw_rows(
             draw.rectangle((x, top, x + mark, end), fill=_GRID)
             length = round(mark * min(max(bars[i], 0.0), 1.0)) if i < len(bars) else 0
             if length:
-                draw.rectangle((x, top, x + length, end), fill=color)
-        draw.text((right - pad, y), figure, fill=_TEXT, font=font, anchor="ra")
-    return np.asarray(image)
+                draw.rectangle((x, top, x + length, end), fill=row.color)
+        draw.text((right - pad, y), row.figure, fill=_TEXT, font=font, anchor="ra")
+    return np.asarray(image), (margin, margin, right, bottom)
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:

@@ -22,6 +22,8 @@ def plot_report(
     dense_seconds: Sequence[float] | None = None,
     frames_per_point: int = 1,
     title: str = "",
+    name: str = "incremental",
+    kept: str = "pixels unchanged",
 ) -> None:
     """Plots work, time and scene similarity over the frames of a run, into a PNG file.
 
@@ -33,10 +35,13 @@ def plot_report(
       path: The file to write.
       mac_fraction: Multiply-accumulates executed, as a fraction of the dense network's.
       seconds: Time of each frame, seconds.
-      similarity: Share of each frame's pixels that did not change, in [0, 1].
+      similarity: Share of each frame's pixels that did not change, or of what else was kept, in
+        [0, 1].
       dense_seconds: Time of the dense network on the same frames, where it was measured.
       frames_per_point: How many frames each entry after the first is the mean of.
       title: A heading.
+      name: Of what was run.
+      kept: What `similarity` is the share of.
 
     Raises:
       ValueError: The series differ in length, or are empty.
@@ -56,9 +61,11 @@ def plot_report(
     named = {"seconds": seconds, "similarity": similarity}
     if dense_seconds is not None:
         named["dense_seconds"] = dense_seconds
-    for name, values in named.items():
+    for series, values in named.items():
         if len(values) != count:
-            raise ValueError(f"{name} must have {count} entries as mac_fraction; got {len(values)}")
+            raise ValueError(
+                f"{series} must have {count} entries as mac_fraction; got {len(values)}"
+            )
     if count == 0:
         raise ValueError("mac_fraction must have at least one entry; got none")
 
@@ -83,11 +90,11 @@ def plot_report(
     )
     work_axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
 
-    series = [("incremental", seconds, _INCREMENTAL)]
+    series = [(name, seconds, _INCREMENTAL)]
     if dense_seconds is not None:
         series.insert(0, ("dense", dense_seconds, _DENSE))
     highest = 0.0
-    for name, values, color in series:
+    for label, values, color in series:
         milliseconds = 1e3 * np.asarray(values, float)
         median = np.nanmedian(milliseconds)
         # A few frames that the machine slept through must not flatten all the others.
@@ -97,7 +104,7 @@ def plot_report(
             milliseconds,
             color=color,
             linewidth=1.3,
-            label=f"{name}, median {median:.3g} ms",
+            label=f"{label}, median {median:.3g} ms",
         )
     time_axes.set(title="Time", ylabel="ms per frame", ylim=(0, highest or 1))
 
@@ -112,7 +119,7 @@ def plot_report(
         label=f"mean {mean:.2%}",
         clip_on=False,
     )
-    scene_axes.set(title="Scene similarity", ylabel="unchanged pixels, %", xlabel="frame")
+    scene_axes.set(title="Scene similarity", ylabel=f"{kept}, %", xlabel="frame")
     lowest = np.nanmin(unchanged) if np.isfinite(unchanged).any() else 0.0
     scene_axes.set_ylim(max(0.0, 1.0 - 1.25 * max(1.0 - lowest, 0.004)), 1.0)
     scene_axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))

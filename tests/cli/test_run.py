@@ -188,7 +188,7 @@ def test_frames_that_change_size_leave_nothing(folder, tmp_path, capsys):
         (["street", "--head", "yolox"], ["yolox", "shipped detector"]),
         (["street", "--head", "yolov5"], ["yolov5", "shipped detector"]),
         (["street", "--threshold", "-1"], ["--threshold", "-1"]),
-        (["street", "--threshold", "256"], ["--threshold", "256"]),
+        (["street", "--threshold", "256"], ["threshold", "between 0 and 255 grey levels", "256"]),
         (["street", "--threshold", "nan"], ["--threshold", "nan"]),
         (["street", "--truncation", "-0.5"], ["--truncation", "-0.5"]),
         (["street", "--truncation", "inf"], ["--truncation", "inf"]),

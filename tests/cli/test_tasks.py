@@ -87,5 +87,5 @@ def test_what_does_not_fit_is_refused(folder, tmp_path, monkeypatch, capsys, opt
 
 def test_a_detector_is_no_other_task(folder, tmp_path, capsys):
     out = ["--out", tmp_path / "out"]
-    refused(capsys, ["run", folder, "--task", "segmentation", *out], "is a detector")
+    refused(capsys, ["run", folder, "--task", "action-recognition", *out], "is a detector")
     refused(capsys, ["run", folder, "--pixels", "unit", *out], "--pixels", "shipped detector")

@@ -9,6 +9,7 @@ import pytest
 
 from dynvid.errors import UsageError
 from dynvid.models.zoo import HEADS, load_model
+from tests.data import data_path
 from tests.weights.test_onnx import Graph
 
 
@@ -107,3 +108,49 @@ def test_the_shipped_detector_sees_frames_at_their_size():
     model = load_model(None, frame_size=(50, 33))
     assert model.network_size((50, 33)) == (56, 40)
     assert load_model(None, frame_size=(480, 640)).task.geometry((480, 640)).resized == (480, 640)
+
+
+@pytest.mark.parametrize(("frame_size", "size"), [
+    ((240, 320), (240, 320)), ((241, 319), (248, 320)), ((16, 16), (16, 16)), ((1, 1), (8, 8)),
+    ((1080, 1920), (360, 640)),
+])  # fmt: skip
+def test_the_shipped_segmenter_sees_frames_at_their_size_up_to_a_limit(frame_size, size):
+    model = load_model(None, frame_size=frame_size, task="segmentation")
+    assert (model.kind, model.head, model.digest) == ("segmentation", None, None)
+    assert model.network_size(frame_size) == size
+    assert model.task.class_names[3] == "road"
+    images = jax.eval_shape(model.resize, jax.ShapeDtypeStruct((1, *frame_size, 3), jnp.uint8))
+    assert images.shape == (1, *size, 3)
+    scores = jax.eval_shape(model.class_scores, model.params, images)
+    assert scores.shape == (1, -(-size[0] // 4), -(-size[1] // 4), 11)
+
+
+def test_scores_come_with_the_classes_last(tmp_path):
+    maps(tmp_path / "maps.onnx")
+    model = load_model(tmp_path / "maps.onnx", frame_size=(48, 80), pixels="unit")
+    images = jnp.full((1, 8, 12, 3), 51, jnp.uint8)
+    scores = model.class_scores(model.params, images)
+    # 12 products of 1 with 51 / 255, each rounded once, as are their sums.
+    np.testing.assert_allclose(scores, np.full((1, 4, 6, 4), 2.4), rtol=13 * 2**-24)
+    with pytest.raises(ValueError, match=r"shipped detector must be for segmentation"):
+        load_model(None, frame_size=(32, 32)).class_scores((), images)
+
+
+@pytest.mark.parametrize(("options", "match"), [
+    ({"head": "yolox"}, "--head is for detectors"),
+    ({"pixels": "unit"}, "--pixels is for other models: shipped segmenter knows its own"),
+])  # fmt: skip
+def test_the_shipped_segmenter_knows_what_it_takes(options, match):
+    with pytest.raises(UsageError, match=match):
+        load_model(None, frame_size=(32, 32), task="segmentation", **options)
+
+
+def test_espnet_segments_and_nothing_else(tmp_path):
+    path = data_path("weights/espnet/espnet_p_2_q_8_camvid.pth")
+    for options in ({"task": "detection"}, {"head": "yolox"}):
+        with pytest.raises(UsageError, match=r"camvid\.pth is a network of segmentation; got"):
+            load_model(path, frame_size=(32, 32), **options)
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(UsageError, match=r"cannot read the model: .*other\.pth"):
+        load_model(other, frame_size=(32, 32))

@@ -1,9 +1,11 @@
 """Letterboxing against known placements."""
 
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from dynvid.ops.boxes import Detections
 from dynvid.ops.letterbox import letterbox
@@ -50,3 +52,33 @@ def test_frames_of_another_size_are_refused():
         letterbox((4, 8), (8, 8)).to_network(jnp.zeros((1, 4, 9, 3)))
     with pytest.raises(ValueError, match="must be positive"):
         letterbox((0, 8), (8, 8))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    frame_size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    network_size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    placement=st.sampled_from(["top_left", "centre", "stretch"]),
+    seed=st.integers(0, 99),
+)
+def test_masks_mark_what_a_marked_pixel_lies_in(frame_size, network_size, placement, seed):
+    geometry = letterbox(frame_size, network_size, placement=placement)
+    mask = np.random.default_rng(seed).random((2, *frame_size)) < 0.1
+    expected = np.zeros((2, *network_size), bool)
+    for stream, y, x in zip(*np.nonzero(mask), strict=True):
+        (top, bottom), (left, right) = (
+            (start + at * inside // size, start - (-(at + 1) * inside // size))
+            for at, size, inside, start in zip(
+                (y, x), frame_size, geometry.resized, (geometry.top, geometry.left), strict=True
+            )
+        )
+        expected[stream, top:bottom, left:right] = True
+    found = geometry.mask_to_network(jnp.asarray(mask))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found.any((1, 2)), mask.any((1, 2)))
+
+
+@pytest.mark.parametrize("mask", [np.zeros((1, 3, 4), bool), np.zeros((1, 4, 4), np.uint8)])
+def test_masks_of_other_frames_are_refused(mask):
+    with pytest.raises(ValueError, match=r"mask must be bool\(S, 4, 4\)"):
+        letterbox((4, 4), (2, 2)).mask_to_network(jnp.asarray(mask))

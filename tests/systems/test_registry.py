@@ -2,6 +2,8 @@
 
 import inspect
 import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +13,36 @@ from jax.ad_checkpoint import checkpoint_name
 
 import dynvid
 from dynvid.incremental import incremental
+from dynvid.ops.letterbox import letterbox
 from dynvid.systems import dyncnn
 from dynvid.systems.registry import SYSTEMS
 from dynvid.types import replace_streams
 
 FRAMES = [
     jnp.asarray(x)[None]
-    for x in np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3)).astype(np.uint8)
+    for x in np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3)).astype(np.uint8)
 ]
 KERNEL = jnp.asarray(np.random.default_rng(1).integers(-2, 3, (3, 3, 3, 4)), jnp.float32)
+
+
+class Plain(NamedTuple):
+    """A network that takes a camera's frames as they are."""
+
+    fn: Callable
+    params: Any
+    multiple: int = 1
+
+    def on_frames(self, params, frames):
+        return self.fn(params, frames)
+
+    def geometry(self, frame_size):
+        return letterbox(frame_size, frame_size)
+
+    def resize(self, frames):
+        return frames
+
+    def class_scores(self, params, images):
+        return self.fn(params, images)
 
 
 def fn(kernel, frames):
@@ -28,6 +51,9 @@ def fn(kernel, frames):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )  # fmt: skip
     return checkpoint_name(x, "map") + 1
+
+
+NETWORK = Plain(fn, KERNEL)
 
 
 @pytest.mark.parametrize("name", sorted(SYSTEMS))
@@ -39,15 +65,20 @@ def test_every_system_builds_with_its_defaults_and_runs(name):
     assert json.loads(json.dumps(options)) == options
     if name == "ifmdc":
         with pytest.raises(ValueError, match="at must be the name of a feature map"):
-            system.build(fn, KERNEL, FRAMES, **options)
+            system.build(NETWORK, FRAMES, **options)
         options["at"] = "map"
     assert all(option.allows(options[key]) for key, option in system.options.items())
-    video = system.build(fn, KERNEL, FRAMES[: system.calibration_frames], **options)
+    video = system.build(NETWORK, FRAMES[: system.calibration_frames], **options)
     state, _ = video.init(KERNEL, FRAMES[0])
     for frame in FRAMES[1:]:
         state, output = video.step(KERNEL, state, frame)
-    assert jax.tree.map(jnp.shape, output) == jax.tree.map(jnp.shape, fn(KERNEL, FRAMES[0]))
-    assert 0 <= float(state.work.mac_fraction) <= 1.001
+    expected = fn(KERNEL, FRAMES[0])
+    if name == "dvsnet":  # whose flow network alone is more than this network
+        assert output.labels.shape == expected.shape[:3]
+        assert system.score_unit(options) == "%"
+    else:
+        assert jax.tree.map(jnp.shape, output) == jax.tree.map(jnp.shape, expected)
+        assert 0 <= float(state.work.mac_fraction) <= 1.001
 
 
 @pytest.mark.parametrize(("name", "function"), [("incremental", incremental), ("dyncnn", dyncnn)])
@@ -79,6 +110,11 @@ def test_options_are_those_of_the_function(name, function):
     ("ifmdc", {"levels": 0}, "levels must be a positive number; got 0"),
     ("ifmdc", {"low": "a"}, "low must be a number or null"),
     ("ifmdc", {"scan": "cwh"}, "scan must be 'chw' or 'hwc'"),
+    ("dvsnet", {"policy": "guess"}, "policy must be 'decision_network', .* or 'fixed_period'"),
+    ("dvsnet", {"threshold": -1}, "threshold must be a number of at least 0"),
+    ("dvsnet", {"rows": 0}, "rows must be a positive number; got 0"),
+    ("dvsnet", {"overlap": 1.5}, "overlap must be a number of pixels of at least 0"),
+    ("dvsnet", {"incremental": 1}, "incremental must be true or false; got 1"),
     ("dense", {"threshold": 1}, "dense has no option threshold; it has none"),
 ])  # fmt: skip
 def test_options_that_are_not_allowed_are_named(name, options, match):
@@ -93,18 +129,18 @@ def test_layers_that_are_not_there_are_named():
     with pytest.raises(
         ValueError, match=r"truncation must name layers of the network.*; got conv_99"
     ):
-        build(fn, KERNEL, FRAMES, **options)
-    build(fn, KERNEL, FRAMES, **(options | {"truncation": {layer: 1}}))
+        build(NETWORK, FRAMES, **options)
+    build(NETWORK, FRAMES, **(options | {"truncation": {layer: 1}}))
 
 
 def test_dense_is_the_function_and_all_the_work():
-    video = SYSTEMS["dense"].build(fn, KERNEL, FRAMES)
+    video = SYSTEMS["dense"].build(NETWORK, FRAMES)
     two = jnp.concatenate(FRAMES[:2])
     state, output = video.init(KERNEL, two)
     np.testing.assert_array_equal(output, fn(KERNEL, two))
-    assert state.work.dense_macs.tolist() == [16 * 24 * 27 * 4] * 2
+    assert state.work.dense_macs.tolist() == [48 * 64 * 27 * 4] * 2
     np.testing.assert_array_equal(state.work.macs, state.work.dense_macs)
-    state, output = video.step(KERNEL, state, two[::-1], jnp.zeros((2, 16, 24), bool))
+    state, output = video.step(KERNEL, state, two[::-1], jnp.zeros((2, 48, 64), bool))
     np.testing.assert_array_equal(output, fn(KERNEL, two[::-1]))
     other, _ = video.init(KERNEL, FRAMES[2])
     assert replace_streams(state, other, jnp.array([True, False])).work.macs.shape == (2,)

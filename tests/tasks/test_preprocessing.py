@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynvid.models.zoo import PIXELS
+from dynvid.models.zoo import HEADS, PIXELS
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 32, 64, 3)).astype(np.uint8)
 
@@ -36,3 +36,21 @@ def test_frames_of_another_shape_are_refused():
     fn = PIXELS["unit"].on_frames(lambda _, images: images)
     with pytest.raises(ValueError, match=r"must be \(S, H, W, 3\); got \(32, 64, 3\)"):
         fn(None, jnp.asarray(FRAMES[0]))
+
+
+@pytest.mark.parametrize("name", ["imagenet", "yolox", "yolov5", "ssd"])
+def test_parts_of_the_resized_frame_are_parts_of_the_input(name):
+    known = PIXELS | {head: HEADS[head].preprocessing for head in HEADS}
+    preprocessing = dataclasses.replace(known[name], size=(40, 48))
+    frames = jnp.asarray(FRAMES)
+    whole = preprocessing.on_frames(lambda _, images: images)(None, frames)
+    part = preprocessing.normalise(preprocessing.resize(frames)[:, 8:24, 16:])
+    np.testing.assert_array_equal(part, whole[:, 8:24, 16:])
+
+
+def test_frames_of_the_right_size_stay_as_they_are():
+    frames = jnp.asarray(FRAMES)
+    assert dataclasses.replace(PIXELS["unit"], size=(32, 64)).resize(frames) is frames
+    resized = dataclasses.replace(PIXELS["unit"], size=(16, 32)).resize(frames)
+    assert (resized.dtype, resized.shape) == (jnp.float32, (2, 16, 32, 3))
+    assert 1 < float(resized.max()) <= 255

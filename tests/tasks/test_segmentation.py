@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dynvid.ops.labels import LabelMap
+from dynvid.ops.regions import RegionPaths
 from dynvid.tasks import Segmentation
 from dynvid.tasks.preprocessing import Preprocessing
 
@@ -107,3 +108,17 @@ def test_classes_are_tinted_and_named():
     assert (picture != other).any()
     small = plain.draw(frame[:100, :100], LabelMap(labels[:100, :100], np.array([10000, 0, 0])))
     assert small.shape == (500, 500, 3)
+
+
+def test_regions_are_drawn_as_percentages_where_they_are():
+    frame = np.full((480, 640, 3), 100, np.uint8)
+    boxes = np.array([[0, 0, 320, 480], [320, 0, 640, 480]], np.float32)
+    paths = RegionPaths(boxes, np.array([93.0, 88.0]), np.array([False, True]))
+    counts = np.array([480 * 640, 0])
+    plain = LabelMap(np.zeros((480, 640), np.uint8), counts)
+    pictures = [
+        task(percent=percent).draw(frame, plain._replace(paths=given))
+        for percent, given in ((False, None), (False, paths), (True, paths))
+    ]
+    assert (pictures[0] != pictures[1]).any()
+    assert (pictures[1] != pictures[2]).any(), "a number and a percentage"

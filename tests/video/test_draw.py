@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from dynvid.ops.regions import RegionPaths, divide_frame
 from dynvid.video.draw import (
     annotate_frame,
     draw_boxes,
+    draw_labels,
     draw_mask_inset,
     draw_work_bar,
     overlay_mask,
@@ -116,3 +118,65 @@ def test_boxes_are_enlarged_with_the_frame():
     rows, columns = np.nonzero((annotated != 100).any(axis=-1))
     assert annotated.shape == (480, 640, 3)
     assert (columns.min(), rows.min(), columns.max(), rows.max()) == (100, 160, 239, 399)
+
+
+# Regions.
+
+ORANGE, WHITE = (255, 106, 0), (255, 255, 255)
+LABELS = np.zeros((480, 640), np.uint8)
+
+
+def divided(grid, scores, segmented, *, labels=LABELS, frame=None, **options):
+    """A grey picture whose regions went these paths."""
+    height, width = labels.shape
+    boxes = divide_frame((height, width), grid=grid).parts
+    paths = RegionPaths(np.array(boxes, np.float32), np.array(scores), np.array(segmented))
+    frame = np.full((height, width, 3), 100, np.uint8) if frame is None else frame
+    return draw_labels(frame, labels, names=["background", "road"], paths=paths, **options)
+
+
+def colored(picture, color):
+    return (picture == color).all(-1)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (97, 131)])
+def test_borders_are_coloured_by_path(size):
+    labels = np.zeros(size, np.uint8)
+    picture = divided((2, 2), [np.nan] * 4, [True, False, False, True], labels=labels)
+    height, width = picture.shape[:2]
+    for row, column, color in ((0, 1, WHITE), (1, 0, WHITE), (1, 1, ORANGE)):
+        part = picture[row * height // 2 :, column * width // 2 :]
+        part = part[: height // 2, : width // 2]
+        other = ORANGE if color is WHITE else WHITE
+        assert colored(part, color).sum() > height + width, "all around"
+        assert not colored(part[4:-8, 4:-8], other).any()
+        assert (part[height // 4, width // 4] == 100).all(), "the inside is left as it was"
+
+
+def test_scores_are_written_where_the_legend_is_not():
+    nan = float("nan")
+    for grid in ((1, 1), (2, 2), (3, 3)):
+        count = grid[0] * grid[1]
+        plain = divided(grid, [nan] * count, [False] * count)
+        written = divided(grid, [93.4] * count, [False] * count, percent=True)
+        changed = (plain != written).any(-1)
+        assert not changed[:90, :200].any(), "the legend is as it was"
+        for x0, y0, x1, y1 in divide_frame((480, 640), grid=grid).parts:
+            assert changed[y0:y1, x0:x1].any(), "every region has its score"
+    plain = divided((8, 5), [nan] * 40, [False] * 40)
+    written = divided((8, 5), [93.4] * 40, [False] * 40, percent=True)
+    hidden = (plain != written).any(-1)[:60, :128]
+    assert not hidden.any(), "the legend hides all of the first region, and its score"
+    numbers = divided((1, 1), [93.4], [False])
+    assert (numbers != divided((1, 1), [93.4], [False], percent=True)).any()
+    same = divided((1, 1), [93.0], [False], percent=True)
+    np.testing.assert_array_equal(same, divided((1, 1), [93.4], [False], percent=True))
+    zero = divided((1, 1), [-0.004], [False], percent=True)
+    np.testing.assert_array_equal(zero, divided((1, 1), [0.0], [False], percent=True))
+
+
+def test_regions_without_room_go_without():
+    crowd = divided((40, 60), [50.0] * 2400, [True, False] * 1200, percent=True)
+    assert crowd.shape == (480, 640, 3)
+    tiny = np.zeros((1, 1), np.uint8)
+    assert divided((1, 1), [1e9], [True], labels=tiny).shape == (480, 480, 3)
