@@ -100,7 +100,8 @@ def spynet_motion(
             f"current must be at least 2 pixels each way when halved {len(first) - 1} times; "
             f"got {tuple(current.shape)}"
         )
-    flow = jnp.zeros((*first[-1].shape[:3], 2), first[-1].dtype)
+    here, there = first[-1], second[-1]
+    x = flow = jnp.zeros((*here.shape[:3], 2), here.dtype)
     for level in range(levels):
         here, there = first[-1 - level], second[-1 - level]
         if level:

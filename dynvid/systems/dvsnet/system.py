@@ -459,8 +459,8 @@ def _for_each(
 
 
 def _as_motion(found: Any) -> Motion:
-    """A flow network may return more than a `Motion` has."""
-    return Motion(*(getattr(found, name, None) for name in Motion._fields))
+    """What a flow network returns, which may be more than a `Motion` has."""
+    return Motion(found.flow, getattr(found, "scale", None), getattr(found, "features", None))
 
 
 def _together(x: jax.Array) -> jax.Array:
