@@ -293,6 +293,7 @@ def drive_pairs(
     pairs: int,
     size: tuple[int, int] = (240, 320),
     longest_gap: int = 9,
+    speed: float | jax.Array = 0.9,
     noise: float | jax.Array = 2.0,
 ) -> DrivePairs:
     """Draws pairs of a key frame and a frame up to `longest_gap` later, each of a drive of its own.
@@ -304,6 +305,7 @@ def drive_pairs(
       pairs: How many.
       size: `(height, width)` in pixels.
       longest_gap: The largest number of frames between both; all from zero on are as likely.
+      speed: As for `driving_scene`.
       noise: As for `driving_scene`.
 
     Returns:
@@ -323,7 +325,7 @@ def drive_pairs(
 
     def pair(key: jax.Array) -> DrivePairs:
         scene_key, time_key, gap_key = jax.random.split(key, 3)
-        drive = driving_scene(scene_key, size=size, noise=noise)
+        drive = driving_scene(scene_key, size=size, speed=speed, noise=noise)
         t = jax.random.randint(time_key, (), 0, 1 << 20)
         gap = jax.random.randint(gap_key, (), 0, longest_gap + 1)
         return DrivePairs(render_drive(drive, t), render_drive(drive, t + gap, key_t=t), gap)

@@ -1,11 +1,12 @@
 """Small networks for street scenes: what DVSNet runs where no weights are given.
 
-A segmentation network, a narrow FlowNetS with its scale field and a small decision network, trained
-on the synthetic drives of `dynvid.data.driving`; their weights come with the package, see
+A segmentation network, a narrow SPyNet with a scale field and a small decision network, trained on
+the synthetic drives of `dynvid.data.driving`; their weights come with the package, see
 experiments/dvsnet.
 """
 
 import importlib.resources
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ import numpy as np
 from flax import nnx
 
 from dynvid.models.decision_network import DecisionNetwork
-from dynvid.models.flownet import FlowNetS
 from dynvid.models.modules import from_nnx
+from dynvid.models.spynet import spynet_motion
 from dynvid.ops.warp import Motion, resize_motion
 from dynvid.types import Frames, Params
 
@@ -34,7 +35,8 @@ MULTIPLE = 8
 
 _WIDTH = 48
 _DILATIONS = (1, 2, 4, 8, 1, 2, 4, 8)
-_FLOW_WIDTH = 3 / 32
+_FLOW_LAYERS = ((8, 16, 32, 16, 16, 2), (8, 8, 12, 8, 2))  # channels of both levels of 7x7
+_DECISION_GRID = (8, 10)
 
 _he = nnx.initializers.he_normal()
 
@@ -122,59 +124,91 @@ def driving_networks(*, rngs: nnx.Rngs) -> DrivingNetworks:
 
     >>> networks = nnx.eval_shape(lambda: driving_networks(rngs=nnx.Rngs(0)).params)
     >>> [sum(p.size for p in jax.tree.leaves(part)) for part in networks]
-    [348395, 350731, 167797]
+    [348395, 85298, 340501]
     """
     segment, segmentation = from_nnx(DrivingSegmenter(rngs=rngs))
-    flow, flow_params = flow_on_grid(flow_network(rngs=rngs), stride=STRIDE)
     decide, decision = from_nnx(decision_network(rngs=rngs))
-    return DrivingNetworks(segment, flow, decide, (segmentation, flow_params, decision))
+    flow = init_driving_flow(rngs.params())
+    return DrivingNetworks(segment, driving_flow, decide, (segmentation, flow, decision))
 
 
-def flow_network(*, rngs: nnx.Rngs) -> FlowNetS:
-    """The flow network: FlowNetS at a quarter of FlowNet2-s's width, with a scale field.
+def driving_flow(params: Params, current: Frames, key: Frames) -> Motion:
+    """A narrow SPyNet of two levels with DVSNet's scale field, on the grid of the logits.
 
-    >>> nnx.eval_shape(lambda: flow_network(rngs=nnx.Rngs(0))).predict_scale.out_features
-    11
+    Its coarsest levels only: regions of the size it was trained on, some 136x176, get a motion for
+    every four pixels. The scale field is a 3x3 convolution of what the last level knows, which
+    starts at 1 everywhere, as that of FlowNet2-s.
+
+    Args:
+      params: As `init_driving_flow` makes them.
+      current: `(S, H, W, 3)` RGB, uint8 or floating in [0, 1].
+      key: The frame that the flow points to, likewise.
+
+    Returns:
+      `Motion` on `(ceil(H / 4), ceil(W / 4))`, with features `(S, 8, 10, 13)`.
+
+    Raises:
+      ValueError: As `spynet`.
+
+    >>> images = jax.ShapeDtypeStruct((1, 136, 176, 3), "uint8")
+    >>> motion = jax.eval_shape(driving_flow, init_driving_flow(jax.random.key(0)), images, images)
+    >>> motion.flow.shape, motion.scale.shape
+    ((1, 34, 44, 2), (1, 34, 44, 11))
     """
-    return FlowNetS(width=_FLOW_WIDTH, classes=len(CLASS_NAMES), rngs=rngs)
+    motion = spynet_motion(params["levels"], current, key, levels=len(_FLOW_LAYERS))
+    assert motion.features is not None
+    scale = jax.lax.conv_general_dilated(
+        motion.features,
+        params["scale"]["kernel"],
+        window_strides=(1, 1),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    shape = (motion.features.shape[0], *_DECISION_GRID, motion.features.shape[3])
+    features = jax.image.resize(motion.features, shape, "linear", antialias=True)
+    size = (-(-current.shape[1] // STRIDE), -(-current.shape[2] // STRIDE))
+    return resize_motion(Motion(motion.flow, scale + params["scale"]["bias"], features), size)
+
+
+def init_driving_flow(key: jax.Array) -> Params:
+    """Draws untrained weights: He et al. (2015), a tenth of it in the last layer of each level.
+
+    Args:
+      key: A random key.
+
+    Returns:
+      `levels`, as of `spynet`, and `scale` with its `kernel` and `bias`, float32.
+
+    >>> sum(p.size for p in jax.tree.leaves(init_driving_flow(jax.random.key(0))))
+    85298
+    """
+    levels = []
+    for channels in _FLOW_LAYERS:
+        layers = []
+        for i, (inputs, outputs) in enumerate(itertools.pairwise(channels)):
+            key, layer_key = jax.random.split(key)
+            spread = (2 / (49 * inputs)) ** 0.5 * (0.1 if i == len(channels) - 2 else 1.0)
+            kernel = spread * jax.random.normal(layer_key, (7, 7, inputs, outputs))
+            layers.append({"kernel": kernel, "bias": jnp.zeros(outputs)})
+        levels.append(layers)
+    features, classes = _FLOW_LAYERS[-1][-2] + 5, len(CLASS_NAMES)
+    scale = {"kernel": jnp.zeros((3, 3, features, classes)), "bias": jnp.ones(classes)}
+    return {"levels": levels, "scale": scale}
 
 
 def decision_network(*, rngs: nnx.Rngs) -> DecisionNetwork:
-    """The decision network, narrower than DVSNet's for narrower features.
+    """The decision network, narrower than DVSNet's for fewer features.
 
     >>> nnx.eval_shape(lambda: decision_network(rngs=nnx.Rngs(0))).convolution.out_features
     32
     """
-    width = int(1024 * _FLOW_WIDTH)
-    return DecisionNetwork(width, convolution=32, hidden=(128, 64, 10), rngs=rngs)
-
-
-def flow_on_grid(
-    network: FlowNetS, *, stride: int
-) -> tuple[Callable[[Params, Frames, Frames], Motion], Params]:
-    """A FlowNetS as DVSNet takes flow networks, its motion brought to the grid of the logits.
-
-    Args:
-      network: The module, on images of a multiple of its own stride or not.
-      stride: Pixels of the images per position of the logits.
-
-    Returns:
-      `(flow, params)`: `flow(params, current, key) -> Motion`.
-
-    >>> network = nnx.eval_shape(lambda: FlowNetS(width=1 / 64, rngs=nnx.Rngs(0)))
-    >>> flow, params = flow_on_grid(network, stride=4)
-    >>> images = jax.ShapeDtypeStruct((1, 64, 96, 3), "uint8")
-    >>> jax.eval_shape(flow, params, images, images).flow.shape
-    (1, 16, 24, 2)
-    """
-    graph, params = nnx.split(network)
-
-    def flow(params: Params, current: Frames, key: Frames) -> Motion:
-        found = nnx.merge(graph, params)(current, key)
-        size = (-(-current.shape[1] // stride), -(-current.shape[2] // stride))
-        return resize_motion(Motion(found.flow, found.scale, found.features), size)
-
-    return flow, nnx.as_pure(params)
+    return DecisionNetwork(
+        _FLOW_LAYERS[-1][-2] + 5,
+        grid=_DECISION_GRID,
+        convolution=32,
+        hidden=(128, 64, 10),
+        rngs=rngs,
+    )
 
 
 def load_driving_networks() -> DrivingNetworks:

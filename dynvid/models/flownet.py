@@ -4,6 +4,7 @@ The family: with the training schedule of FlowNet 2.0 (Ilg et al. 2017) and no b
 transposed convolutions, width 1 is FlowNet2-S and width 3/8 is FlowNet2-s.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from dynvid.types import Frames
+from dynvid.ops.warp import Motion, resize_motion
+from dynvid.types import Frames, Params
 
 FLOW_UNIT = 20.0
 """Pixels per unit of a prediction: the truth is divided by it in training (FlowNet 2.0)."""
@@ -202,6 +204,34 @@ class FlowNetS(nnx.Module):
         for name, *_ in _CONVOLUTIONS:
             x = maps[name] = _activation(self.convolutions[name](x))
         return maps
+
+
+def flow_on_grid(
+    network: FlowNetS, *, stride: int
+) -> tuple[Callable[[Params, Frames, Frames], Motion], Params]:
+    """A FlowNetS as DVSNet takes flow networks, its motion brought to the grid of the logits.
+
+    Args:
+      network: The module, on images of a multiple of its own stride or not.
+      stride: Pixels of the images per position of the logits.
+
+    Returns:
+      `(flow, params)`: `flow(params, current, key) -> Motion`.
+
+    >>> network = nnx.eval_shape(lambda: FlowNetS(width=1 / 64, rngs=nnx.Rngs(0)))
+    >>> flow, params = flow_on_grid(network, stride=4)
+    >>> images = jax.ShapeDtypeStruct((1, 64, 96, 3), "uint8")
+    >>> jax.eval_shape(flow, params, images, images).flow.shape
+    (1, 16, 24, 2)
+    """
+    graph, params = nnx.split(network)
+
+    def flow(params: Params, current: Frames, key: Frames) -> Motion:
+        found = nnx.merge(graph, params)(current, key)
+        size = (-(-current.shape[1] // stride), -(-current.shape[2] // stride))
+        return resize_motion(Motion(found.flow, found.scale, found.features), size)
+
+    return flow, nnx.as_pure(params)
 
 
 class Deconvolution(nnx.Module):

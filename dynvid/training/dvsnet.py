@@ -6,7 +6,7 @@ scores are computed once (`confidence_scores`), and the decision network learns 
 (`train_decision`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -151,6 +151,34 @@ def endpoint_loss(predictions: tuple[jax.Array, ...], motion: jax.Array) -> jax.
         truth = jax.image.resize(motion, shape, "linear", antialias=True) / (2 * FLOW_UNIT)
         squared = jnp.sum((prediction - truth) ** 2, -1)
         total += weight * jnp.mean(jnp.sqrt(squared + 1e-12))  # its slope at zero is finite
+    return total
+
+
+def pyramid_loss(flows: Sequence[jax.Array], motion: jax.Array) -> jax.Array:
+    """SPyNet's loss on all its levels: the mean endpoint error of each, halved from coarse to fine.
+
+    `sum_l 2^(L - l) 1/|P_l| sum_p |V_l(p) - M_l(p)|` in pixels of each level's own grid (Ranjan and
+    Black 2017, section 3.2, where each level is trained by itself; together here).
+
+    Args:
+      flows: Of each level from coarse to fine, `(N, h_l, w_l, 2)`.
+      motion: The truth, `(N, H, W, 2)` in pixels of whole frames.
+
+    Returns:
+      A scalar.
+
+    >>> truth = jnp.full((1, 8, 8, 2), 4.0)
+    >>> round(pyramid_loss([jnp.ones((1, 2, 2, 2)), jnp.full((1, 4, 4, 2), 5.0)], truth).item(), 3)
+    4.263
+    """
+    total = jnp.zeros(())
+    for level, flow in enumerate(reversed(flows)):
+        size = (flow.shape[1], flow.shape[2])
+        shape = (len(motion), *size, 2)
+        smaller = jax.image.resize(motion, shape, "linear", antialias=True)
+        scale = jnp.array([size[1] / motion.shape[2], size[0] / motion.shape[1]])
+        squared = jnp.sum((flow - smaller * scale) ** 2, -1)
+        total += 2**level * jnp.mean(jnp.sqrt(squared + 1e-4))  # its slope at zero is finite
     return total
 
 

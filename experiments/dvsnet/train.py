@@ -30,17 +30,17 @@ from dynvid.models.driving import (
     DrivingNetworks,
     decision_network,
     driving_networks,
-    flow_network,
     named_leaves,
 )
+from dynvid.models.spynet import spynet_motion
 from dynvid.ops.labels import best_classes
 from dynvid.ops.regions import divide_frame
-from dynvid.ops.warp import warp_by
+from dynvid.ops.warp import resize_flow, warp_by
 from dynvid.training.checkpoints import Checkpoints
 from dynvid.training.dvsnet import (
     confidence_scores,
     cross_entropy,
-    endpoint_loss,
+    pyramid_loss,
     train_decision,
     warped_loss,
 )
@@ -62,7 +62,7 @@ class Config:
     pairs: int = 1536  # of drives, each of its own; drawn first
     held_out: int = 192  # more pairs, to judge by
     segmentation_steps: int = 1600
-    flow_steps: int = 2500
+    flow_steps: int = 6000
     fine_tuning_steps: int = 1200
     epochs: int = 100  # of the decision network
     batch: int = 8
@@ -77,7 +77,14 @@ class Config:
 
 def draw_drives(key: jax.Array, count: int, *, chunk: int = 16) -> dict[str, jax.Array]:
     """Pairs of frames of as many drives: frames, labels, and motion from the later to the key."""
-    draw = jax.jit(lambda key: drive_pairs(key, pairs=chunk, size=SIZE, noise=3.0))
+
+    def one(key: jax.Array) -> Any:
+        speed_key, key = jax.random.split(key)
+        speed = jax.random.uniform(speed_key, minval=0.1, maxval=0.9)
+        drawn = drive_pairs(key, pairs=1, size=SIZE, speed=speed, noise=3.0)
+        return jax.tree.map(lambda x: x[0], drawn)
+
+    draw = jax.jit(lambda key: jax.vmap(one)(jax.random.split(key, chunk)))
     parts = []
     for i in track(range(-(-count // chunk)), "drawing drives", console=console, transient=True):
         pairs = draw(jax.random.fold_in(key, i))
@@ -171,30 +178,35 @@ def judge(networks: DrivingNetworks, drives: dict[str, jax.Array]) -> dict[str, 
     segmentation, flow, _ = networks.params
 
     @jax.jit
-    def one(pair: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        current, key = pair["current"][None], pair["key"][None]
+    def one(pair: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+        current, key, truth, labels = (
+            REGIONS.divide(pair[name][None])[0] for name in ("current", "key", "motion", "labels")
+        )
+        truth = truth.astype(jnp.float32)
         motion = networks.flow(flow, current, key)
-        size = motion.flow.shape[1:3]
-        truth = jax.image.resize(pair["motion"][None], (1, *size, 2), "linear", antialias=True)
-        error = jnp.linalg.norm(motion.flow * (SIZE[0] / size[0]) - truth, axis=-1).mean()
+        found = resize_flow(motion.flow, REGIONS.size)
+        rows, columns = (jnp.arange(side)[:, None] for side in REGIONS.size)
+        y, x = rows + truth[..., 1], columns.T + truth[..., 0]
+        # What can be found at all: what lies in the region of the key frame too.
+        seen = (y >= 0) & (y < REGIONS.size[0]) & (x >= 0) & (x < REGIONS.size[1])
+        error = jnp.sum(jnp.where(seen, jnp.linalg.norm(found - truth, axis=-1), 0))
+        still = jnp.sum(jnp.where(seen, jnp.linalg.norm(truth, axis=-1), 0))
         logits = networks.segment(segmentation, key)
         moved = warp_by(logits, motion, border="edge")
-        labels = pair["labels"][None]
         now = networks.segment(segmentation, current)
         tables = [
-            confusion_matrix(labels, best_classes(x, SIZE)[0], classes=classes)
+            confusion_matrix(labels, best_classes(x, REGIONS.size)[0], classes=classes)
             for x in (now, moved, logits)
         ]
-        return error, *tables
+        return jnp.sum(seen), still, error, *tables
 
     total: dict[int, Any] = {}
     for i in track(range(len(drives["gap"])), "judging", console=console, transient=True):
         pair = {name: array[i] for name, array in drives.items()}
         gap = int(pair.pop("gap"))
         found = jax.tree.map(np.asarray, one(pair))
-        zero = np.linalg.norm(np.asarray(pair["motion"], np.float32), axis=-1).mean()
-        old = total.get(gap, (0, 0.0, 0.0, *[0] * 3))
-        total[gap] = tuple(a + b for a, b in zip(old, (1, zero, *found), strict=True))
+        old = total.get(gap, (0,) * 7)
+        total[gap] = tuple(a + b for a, b in zip(old, (1, *found), strict=True))
 
     def miou(table: Any) -> float:
         return round(100 * float(mean_intersection_over_union(jnp.asarray(table))), 2)
@@ -202,15 +214,15 @@ def judge(networks: DrivingNetworks, drives: dict[str, jax.Array]) -> dict[str, 
     by_gap = {
         gap: {
             "pairs": n,
-            "mean_motion_pixels": round(float(zero) / n, 2),
-            "endpoint_error_pixels": round(float(error) / n, 2),
+            "mean_motion_pixels": round(float(still / seen), 2),
+            "endpoint_error_pixels": round(float(error / seen), 2),
             "miou_segmented": miou(now),
             "miou_warped": miou(moved),
             "miou_copied": miou(kept),
         }
-        for gap, (n, zero, error, now, moved, kept) in sorted(total.items())
+        for gap, (n, seen, still, error, now, moved, kept) in sorted(total.items())
     }
-    every = sum(t[3] for t in total.values())
+    every = sum(t[4] for t in total.values())
     return {"miou": miou(every), "by_gap": by_gap}
 
 
@@ -242,16 +254,18 @@ def train(config: Config) -> tuple[DrivingNetworks, dict[str, Any]]:
             steps=config.segmentation_steps, rate=2e-3,
         ),
     )  # fmt: skip
-    graph, _ = nnx.split(flow_network(rngs=nnx.Rngs(0)))
 
     def flow_loss(params: Any, x: dict[str, jax.Array]) -> jax.Array:
-        found = nnx.merge(graph, params)(x["current"], x["key"])
-        return endpoint_loss(found.predictions, x["motion"])
+        levels = range(1, len(params["levels"]) + 1)
+        flows = [
+            spynet_motion(params["levels"], x["current"], x["key"], levels=n).flow for n in levels
+        ]
+        return pyramid_loss(flows, x["motion"])
 
     flow = timed(
         "flow",
         lambda: train_stage(
-            config, "flow", flow_loss, flow, drives, steps=config.flow_steps, rate=1e-3
+            config, "flow", flow_loss, flow, drives, steps=config.flow_steps, rate=2e-3
         ),
     )
 
@@ -268,7 +282,8 @@ def train(config: Config) -> tuple[DrivingNetworks, dict[str, Any]]:
         ),
     )  # fmt: skip
     frozen = (segmentation, flow)
-    training = timed("scores", lambda: scored(networks, frozen, drives))
+    half = {name: array[: config.pairs // 2] for name, array in drives.items()}
+    training = timed("scores", lambda: scored(networks, frozen, half))
     validation = scored(networks, frozen, held)
     decision: DecisionNetwork = decision_network(rngs=nnx.Rngs(config.seed))
     trained = timed(
