@@ -128,13 +128,14 @@ def spynet_flow(levels: int, stride: int) -> Callable[[Any, jax.Array, jax.Array
     return flow
 
 
-def camvid(*, levels: int = 2, scales: tuple[float, ...] = (1.0,), overlap: int = 8) -> Subject:
+@functools.cache
+def camvid(*, levels: int = 1, scales: tuple[float, ...] = (1.0,), overlap: int = 8) -> Subject:
     """The second half of the CamVid drive with ESPNet and SPyNet, decisions learned on the first.
 
     Args:
-      levels: Of SPyNet, from the coarsest: 1 makes a motion for every 16 pixels, 2 for every 8.
+      levels: Of SPyNet, from the coarsest; 1 makes a motion for every 8 pixels of a region.
       scales: Of the images that ESPNet sees; its logits are averaged. More than one costs more and
-        says more.
+        says more. Decisions are those that were learned with one.
       overlap: Of regions, pixels.
     """
     frames, labels = read_camvid()
@@ -142,7 +143,7 @@ def camvid(*, levels: int = 2, scales: tuple[float, ...] = (1.0,), overlap: int 
     _, spynet_params = load_spynet(DATA / "weights/spynet")
     segment = espnet_at(scales)
     subject = Subject(
-        name="CamVid" if scales == (1.0,) else "CamVid, two scales",
+        name="CamVid, ESPNet" if scales == (1.0,) else "CamVid, ESPNet at two scales",
         clips=(Clip(frames[CALIBRATION:], labels[CALIBRATION:]),),
         segment=segment,
         flow=spynet_flow(levels, 2),
@@ -151,7 +152,11 @@ def camvid(*, levels: int = 2, scales: tuple[float, ...] = (1.0,), overlap: int 
         classes=len(CLASS_NAMES) - 1,
         overlap=overlap,
     )
-    decide, decision, _ = learned_decisions(subject, frames[:CALIBRATION], grid=(2, 2))
+    if scales == (1.0,):
+        decide, decision, _ = learned_decisions(subject, frames[:CALIBRATION], grid=(2, 2))
+    else:
+        of_one = camvid(levels=levels, overlap=overlap)
+        decide, decision = of_one.decide, of_one.params.decision
     return dataclasses.replace(
         subject, decide=decide, params=subject.params._replace(decision=decision)
     )

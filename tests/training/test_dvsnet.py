@@ -15,6 +15,7 @@ from dynvid.training.dvsnet import (
     cross_entropy,
     draw_pairs,
     endpoint_loss,
+    pyramid_loss,
     train_decision,
     warped_loss,
 )
@@ -52,6 +53,15 @@ def test_the_endpoint_error_of_each_level_and_its_weight():
         np.testing.assert_allclose(found, 3 * weight, rtol=1e-5)
     slope = jax.grad(lambda x: endpoint_loss((x, *right[1:]), motion))(right[0])
     assert jnp.isfinite(slope).all()
+
+
+def test_the_pyramids_error_is_in_pixels_of_each_level():
+    truth = jnp.zeros((1, 16, 32, 2)).at[..., 1].set(8.0)  # down by half the frame's height
+    right = [jnp.zeros((1, n, 2 * n, 2)).at[..., 1].set(n / 2) for n in (2, 4, 8)]
+    assert pyramid_loss(right, truth) <= 7 * 0.01 * (1 + EPS)  # what keeps its slope finite
+    for level, weight in enumerate((4, 2, 1)):
+        wrong = [x.at[..., 0].add(50.0) if i == level else x for i, x in enumerate(right)]
+        np.testing.assert_allclose(pyramid_loss(wrong, truth), 50 * weight, atol=0.07)
 
 
 def test_only_flow_and_scale_learn_from_warped_logits():
