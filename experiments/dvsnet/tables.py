@@ -1,0 +1,84 @@
+"""The tables of README.md, from results.json.
+
+python -m experiments.dvsnet.tables
+"""
+
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from experiments.bench.results import read_json
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _quality(row: dict[str, Any]) -> list[str]:
+    return [
+        f"{100 * row['segmented_share']:.1f}",
+        f"{row['mac_fraction']:.3f}",
+        f"{row['miou']:.1f}",
+        f"{row['miou_lost']:.1f}",
+        f"{row['agreement_percent']:.1f}",
+        f"{row['milliseconds']:.1f}",
+        f"{row['speedup']:.2f}",
+    ]
+
+
+_QUALITY = (
+    *("regions segmented, %", "MACs", "mIoU", "points lost", "agreement, %"),
+    *("ms a frame", "speed-up"),
+)
+
+
+def main(results: dict[str, Any]) -> str:
+    """All tables, one below the other."""
+    parts = []
+    if "times" in results:
+        names = list(next(iter(results["times"].values()))["milliseconds"])
+        rows = [
+            [subject, *(f"{found['milliseconds'][n]:.1f}" for n in names)]
+            + [f"{found['miou_per_frame']:.1f}"]
+            for subject, found in results["times"].items()
+        ]
+        parts += ["times", table(["ms", *names, "mIoU frame by frame"], rows)]
+    for subject, found in results.get("figure8", {}).items():
+        rows = [[f"{row['threshold']:g}", *_quality(row)] for row in found["rows"]]
+        parts += [f"figure 8, {subject}", table(["t", *_QUALITY], rows)]
+    for subject, found in results.get("figure9", {}).items():
+        rows = [
+            [policy.replace("_", " "), f"{row['threshold']:g}", *_quality(row)]
+            for policy, some in found.items()
+            for row in some
+        ]
+        parts += [f"figure 9, {subject}", table(["policy", "threshold", *_QUALITY], rows)]
+    if "table2" in results:
+        drives = results["table2"]["synthetic drives"]
+        rows = [[name, f"{error:.2f}"] for name, error in drives.items()]
+        parts += ["table 2", table(["input", "mean absolute error, %"], rows)]
+    for subject, found in results.get("table3", {}).items():
+        rows = [
+            [grid, row["regions"], row["warped"], row["segmented"]]
+            + [f"{row['warped_to_segmented']:.2f}", *_quality(row)]
+            for grid, row in found.items()
+        ]
+        head = ["division", "regions", "warped", "segmented", "warped : segmented", *_QUALITY]
+        parts += [f"table 3, {subject}", table(head, rows)]
+    for subject, found in results.get("figure10", {}).items():
+        rows = [
+            [overlap, f"{row['miou_all_segmented']:.1f}", *_quality(row)]
+            for overlap, row in found.items()
+        ]
+        head = ["overlap", "mIoU, all segmented", *_QUALITY]
+        parts += [f"figure 10, {subject}", table(head, rows)]
+    for subject, found in results.get("incremental", {}).items():
+        rows = [[name, *_quality(row)] for name, row in found.items()]
+        parts += [f"incremental, {subject}", table(["", *_QUALITY], rows)]
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(main(read_json(pathlib.Path(__file__).parent / "results.json")))
