@@ -40,8 +40,11 @@ def main(results: dict[str, Any]) -> str:
     if "times" in results:
         names = list(next(iter(results["times"].values()))["milliseconds"])
         rows = [
-            [subject, *(f"{found['milliseconds'][n]:.1f}" for n in names)]
-            + [f"{found['miou_per_frame']:.1f}"]
+            [
+                subject,
+                *(f"{found['milliseconds'][n]:.1f}" for n in names),
+                f"{found['miou_per_frame']:.1f}",
+            ]
             for subject, found in results["times"].items()
         ]
         parts += ["times", table(["ms", *names, "mIoU frame by frame"], rows)]
@@ -61,8 +64,14 @@ def main(results: dict[str, Any]) -> str:
         parts += ["table 2", table(["input", "mean absolute error, %"], rows)]
     for subject, found in results.get("table3", {}).items():
         rows = [
-            [grid, row["regions"], row["warped"], row["segmented"]]
-            + [f"{row['warped_to_segmented']:.2f}", *_quality(row)]
+            [
+                grid,
+                row["regions"],
+                row["warped"],
+                row["segmented"],
+                f"{row['warped_to_segmented']:.2f}",
+                *_quality(row),
+            ]
             for grid, row in found.items()
         ]
         head = ["division", "regions", "warped", "segmented", "warped : segmented", *_QUALITY]
