@@ -76,7 +76,7 @@ class Subject:
     overlap: int
 
 
-def drives(count: int = 16, frames: int = 20, *, speed: float = SPEED) -> Subject:
+def drives(count: int = 12, frames: int = 20, *, speed: float = SPEED) -> Subject:
     """Synthetic drives of 240x320 and the networks that come with the package."""
     networks = load_driving_networks()
 
