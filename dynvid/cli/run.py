@@ -264,7 +264,8 @@ def _build(
     frames = [jnp.asarray(frame)[None] for frame in first]
     try:
         video_function = system.build(model, frames, **options)
-        jax.eval_shape(video_function.init, model.params, frames[0])
+        state, _ = jax.eval_shape(video_function.init, model.params, frames[0])
+        jax.eval_shape(video_function.step, model.params, state, frames[0])
     except (ValueError, TypeError) as error:
         raise UsageError(f"--system {system.name}: {one_line(error)}") from error
     return video_function

@@ -145,16 +145,19 @@ def driving_flow(params: Params, current: Frames, key: Frames) -> Motion:
       key: The frame that the flow points to, likewise.
 
     Returns:
-      `Motion` on `(ceil(H / 4), ceil(W / 4))`, with features `(S, 8, 10, 13)`.
+      `Motion` on `(ceil(H / 4), ceil(W / 4))`, features `(S, 8, 10, 13)`. Images of a side below
+      64, or more than eight times as long as they are wide, are stretched first.
 
     Raises:
-      ValueError: As `spynet`.
+      ValueError: The images' shapes do not fit.
 
     >>> images = jax.ShapeDtypeStruct((1, 136, 176, 3), "uint8")
     >>> motion = jax.eval_shape(driving_flow, init_driving_flow(jax.random.key(0)), images, images)
     >>> motion.flow.shape, motion.scale.shape
     ((1, 34, 44, 2), (1, 34, 44, 11))
     """
+    size = (-(-current.shape[1] // STRIDE), -(-current.shape[2] // STRIDE))
+    current, key = _large_enough(current), _large_enough(key)
     motion = spynet_motion(params["levels"], current, key, levels=len(_FLOW_LAYERS))
     assert motion.features is not None
     scale = jax.lax.conv_general_dilated(
@@ -166,8 +169,19 @@ def driving_flow(params: Params, current: Frames, key: Frames) -> Motion:
     )
     shape = (motion.features.shape[0], *_DECISION_GRID, motion.features.shape[3])
     features = jax.image.resize(motion.features, shape, "linear", antialias=True)
-    size = (-(-current.shape[1] // STRIDE), -(-current.shape[2] // STRIDE))
     return resize_motion(Motion(motion.flow, scale + params["scale"]["bias"], features), size)
+
+
+def _large_enough(images: Frames) -> Frames:
+    """Images that the pyramid can be made of: small ones and thin ones are stretched."""
+    streams, height, width, channels = images.shape
+    tall, wide = max(height, 64, -(-width // 8)), max(width, 64, -(-height // 8))
+    if (tall, wide) == (height, width):
+        return images
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        images = images.astype(jnp.float32) / 255
+    shape = (streams, tall, wide, channels)
+    return jax.image.resize(images, shape, "bilinear", antialias=False)
 
 
 def init_driving_flow(key: jax.Array) -> Params:

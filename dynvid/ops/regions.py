@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class RegionPaths(NamedTuple):
@@ -120,9 +121,12 @@ class Regions:
         streams, (height, width) = labels.shape[0], self.size
         best = jnp.full((streams, *self.frame_size), -jnp.inf, scores.dtype)
         joined = jnp.zeros(best.shape, labels.dtype)
+        covered = np.zeros(self.frame_size, bool)
         for region, (y, x) in enumerate(self.corners):
             window = (slice(None), slice(y, y + height), slice(x, x + width))
-            surer = scores[:, region] > best[window]
+            # The first region of a pixel has its say even where its score is no number.
+            surer = (scores[:, region] > best[window]) | ~covered[window[1:]]
+            covered[window[1:]] = True
             joined = joined.at[window].set(jnp.where(surer, labels[:, region], joined[window]))
             best = best.at[window].set(jnp.where(surer, scores[:, region], best[window]))
         return joined

@@ -16,7 +16,9 @@ def decision_network(scores: jax.Array, threshold: ArrayLike) -> jax.Array:
     """Where the expected confidence score is below the threshold (DVSNet 3.2, Fig. 4).
 
     `score_r < t`. The paper's text sends regions "higher than t" to the warping path and its code
-    those of at least t, a difference of measure zero: here equal scores are warped.
+    those of at least t, a difference of measure zero: here equal scores are warped. What networks
+    expect may lie outside of 0..100; a threshold of 100 computes everything anew all the same, one
+    of 0 nothing.
 
     Args:
       scores: Expected confidence scores, percent, any shape.
@@ -28,7 +30,9 @@ def decision_network(scores: jax.Array, threshold: ArrayLike) -> jax.Array:
     >>> decision_network(jnp.array([80.0, 92.0, 99.0]), 92).tolist()
     [True, False, False]
     """
-    return ~(scores >= threshold)
+    threshold = jnp.asarray(threshold)
+    below = ~(scores >= threshold)
+    return jnp.where(threshold <= 0, jnp.isnan(scores), below | (threshold >= 100))
 
 
 def frame_difference(

@@ -236,9 +236,6 @@ def _dyncnn(network: Network, frames: Sequence[Frames], **options: Any) -> Video
     return dyncnn(network.on_frames, **options)
 
 
-_INNER_THRESHOLD, _INNER_TRUNCATION = 15, 0.5  # as of the system "incremental"
-
-
 def _dvsnet(
     network: Network,
     frames: Sequence[Frames],
@@ -287,9 +284,10 @@ def _dvsnet(
             motion = motion._replace(scale=None)
         return resize_motion(motion, scores.shape[1:3])
 
+    usual = SYSTEMS["incremental"].settings({})
     inner = {
-        "threshold": _INNER_THRESHOLD if pixel_threshold is None else pixel_threshold,
-        "truncation": _INNER_TRUNCATION if truncation is None else truncation,
+        "threshold": usual["threshold"] if pixel_threshold is None else pixel_threshold,
+        "truncation": usual["truncation"] if truncation is None else truncation,
     }
     video = dvsnet(
         network.class_scores,

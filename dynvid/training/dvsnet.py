@@ -243,7 +243,7 @@ def confidence_scores(
     warped = warp_by(segment(params[0], key), motion, border="edge")
     expected, _ = best_classes(segment(params[0], current), size)
     found, _ = best_classes(warped, size)
-    return motion.features, label_agreement(expected, found)
+    return motion.features, label_agreement(expected, found, ignore=-1)
 
 
 class DecisionState(NamedTuple):
@@ -354,7 +354,8 @@ def train_decision(
         error = jnp.mean(jnp.abs(found - held_scores))
         better = error < state.error
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best)
-        return state._replace(step=state.step + 1, best=best, error=jnp.minimum(error, state.error))
+        least = jnp.where(better, error, state.error)
+        return state._replace(step=state.step + 1, best=best, error=least)
 
     def epoch(state: DecisionState, key: jax.Array) -> tuple[DecisionState, jax.Array]:
         order_key, dropout_key = jax.random.split(key)

@@ -284,7 +284,7 @@ def train(config: Config) -> tuple[DrivingNetworks, dict[str, Any]]:
     frozen = (segmentation, flow)
     half = {name: array[: config.pairs // 2] for name, array in drives.items()}
     training = timed("scores", lambda: scored(networks, frozen, half))
-    validation = scored(networks, frozen, held)
+    validation = timed("scores held-out", lambda: scored(networks, frozen, held))
     decision: DecisionNetwork = decision_network(rngs=nnx.Rngs(config.seed))
     trained = timed(
         "decision",

@@ -100,6 +100,15 @@ def test_the_centre_does_not_depend_on_the_order():
     np.testing.assert_array_equal(turned[:, ::-1, ::-1], regions.stitch(labels, scores))
 
 
+def test_what_is_no_number_keeps_its_label_where_nobody_else_speaks():
+    regions = divide_frame((1, 4), grid=(1, 2), overlap=1)
+    labels = jnp.array([[[[1, 1, 1]], [[2, 2, 2]]]])
+    found = regions.stitch(labels, jnp.full(labels.shape, jnp.nan))
+    assert found.tolist() == [[[1, 1, 1, 2]]]
+    found = regions.stitch(labels, jnp.full(labels.shape, -jnp.inf).at[0, 1].set(0.0))
+    assert found.tolist() == [[[1, 2, 2, 2]]]
+
+
 @pytest.mark.parametrize(
     ("size", "options", "message"),
     [

@@ -31,6 +31,14 @@ def test_an_equal_score_is_warped_and_an_unknown_one_is_not():
     assert found.tolist() == [True, False, False, True]
 
 
+def test_the_ends_of_the_range_mean_everything_and_nothing():
+    # Whatever a network expects, which may be less than 0 or more than 100.
+    scores = jnp.array([-5.0, 0.0, 50.0, 100.0, 105.0])
+    assert decision_network(scores, 100).all()
+    assert not decision_network(scores, 0).any()
+    assert decision_network(jnp.array([jnp.nan]), 0).all()
+
+
 def test_signs_do_not_cancel():
     # Eq. 2 as printed, without the absolute value, gives 0 here.
     key = jnp.full((1, 2, 2, 3), 100, jnp.uint8)

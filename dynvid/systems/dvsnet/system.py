@@ -97,7 +97,8 @@ def dvsnet(
         is sent is then computed incrementally, against what its network kept when it was last sent.
         None runs it in full.
       chunk: How many regions go through a network at once, in each turn of the loops; more than one
-        pays on devices that a single region does not fill.
+        pays on devices that a single region does not fill. What fills up the last chunk is not
+        counted as work.
 
     Returns:
       A `VideoFunction` of frames `(S, H, W, C)` with parameters `DVSNetParams`. Its outputs are a
@@ -173,6 +174,10 @@ def dvsnet(
             raise ValueError(
                 f"frames must be {expected.dtype}{list(size)} as those of init; "
                 f"got {frames.dtype}{list(frames.shape)}"
+            )
+        if mask is not None and (mask.shape != size[:3] or mask.dtype != jnp.bool_):
+            raise ValueError(
+                f"mask must be bool{list(size[:3])}; got {mask.dtype}{list(mask.shape)}"
             )
         return system.advance(DVSNetParams(*params), regions, state, frames, mask)
 
@@ -272,7 +277,7 @@ class _System(NamedTuple):
         sent = anew.reshape(shape)
         inner = state.inner
         if self.inner is None:
-            segmentation = macs.segmentation * jnp.sum(sent, 1, dtype=jnp.float32)
+            segmentation = jnp.float32(macs.segmentation) * jnp.sum(sent, 1, dtype=jnp.float32)
         else:
             inner = unfolded(inner, shape)
             moved = changed_pixels(images, inner.reference, threshold=inner.threshold)
@@ -286,13 +291,13 @@ class _System(NamedTuple):
         flows = jnp.sum(jnp.full(shape, True) if motion is not None else ~sent, 1)
         decisions = shape[1] if self.policy == "decision_network" and mask is None else 0
         threshold = state.threshold
-        if self.adaptive:
+        if self.adaptive and mask is None:
             threshold = schedule.adaptive_target(threshold, sent)
         work = _work(
             sent,
             scores,
             segmentation,
-            macs.flow * flows.astype(jnp.float32),
+            jnp.float32(macs.flow) * flows.astype(jnp.float32),
             jnp.full(shape[0], macs.decision * decisions, jnp.float32),
             macs,
         )
@@ -402,10 +407,11 @@ class _System(NamedTuple):
         """
         found = jax.eval_shape(self.segment, params.segmentation, images[:1])
         shape = getattr(found, "shape", ())
-        if len(shape) != 4 or shape[0] != 1 or shape[3] < 2:
+        floating = len(shape) == 4 and jnp.issubdtype(found.dtype, jnp.floating)
+        if not floating or shape[0] != 1 or shape[3] < 2:
             raise ValueError(
-                "segment must return logits (N, h, w, classes) of at least 2 classes; "
-                f"got {jax.tree.map(lambda x: x.shape, found)}"
+                "segment must return floating logits (N, h, w, classes) of at least 2 classes; "
+                f"got {jax.tree.map(lambda x: f'{x.dtype}{list(x.shape)}', found)}"
             )
         return found
 
@@ -448,6 +454,7 @@ def _for_each(
 
     The last chunk is filled up with its last region, which is computed and written twice, alike.
     """
+    chunk = min(chunk, len(which))
     count = jnp.sum(which, dtype=jnp.int32)
     order = jnp.argsort(~which, stable=True).astype(jnp.int32)  # those first, in their order
 

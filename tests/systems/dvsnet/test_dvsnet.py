@@ -216,7 +216,77 @@ def test_only_what_is_sent_runs():
     assert calls == []
 
 
-@pytest.mark.parametrize("chunk", [2, 3, 8])
+def between(params, current, key):
+    """A motion to the right as long as the current image is brighter; one product."""
+    motion = still(params, current, key)
+    brighter = (jnp.mean(current.astype(jnp.float32) - key, (1, 2, 3)) / 16) @ jnp.eye(len(key))
+    return motion._replace(flow=motion.flow.at[..., 0].set(brighter[:, None, None]))
+
+
+def judged(params, features):
+    """The mean grey level in percent, by one product."""
+    return (features @ jnp.ones((1, 2)))[:, 0] * (100 / 255) + params
+
+
+@pytest.mark.parametrize("policy", ["decision_network", "fixed_period", "frame_difference"])
+def test_every_path_asks_for_the_motion_from_now_to_the_key(policy):
+    video = dvsnet(
+        segment, between, decide=judged, policy=policy, threshold={"fixed_period": 9}.get(policy, 0)
+        if policy != "frame_difference" else 255, overlap=0, multiple=2,
+    )  # fmt: skip
+    key = clip(1)[0] // 2
+    state, _ = video.init(PARAMS, key)
+    _, found = video.step(PARAMS, state, key + 32)  # two pixels of the logits' grid
+    logits = segment(KERNEL, NO_OVERLAP.divide(key)[0])
+    flow = jnp.zeros((*logits.shape[:3], 2)).at[..., 0].set(2.0)
+    labels, winning = best_classes(warp(logits, flow, border="edge"), NO_OVERLAP.size)
+    assert not found.paths.segmented.any()
+    np.testing.assert_array_equal(found.labels, NO_OVERLAP.stitch(labels[None], winning[None]))
+
+
+@pytest.mark.parametrize(
+    ("policy", "mask", "flows", "decisions"),
+    [
+        ("decision_network", False, 4, 4),
+        ("flow_magnitude", False, 4, 0),
+        ("fixed_period", False, 4, 0),  # all of them are warped
+        ("decision_network", True, 3, 0),
+    ],
+)
+def test_work_is_counted_by_network(policy, mask, flows, decisions):
+    threshold = {"decision_network": 0, "flow_magnitude": 99, "fixed_period": 99}[policy]
+    video = dvsnet(
+        segment, between, decide=judged, policy=policy, threshold=threshold, overlap=0, multiple=2
+    )
+    frame = clip(1)[0]
+    state, _ = video.init(PARAMS, frame)
+    given = jnp.zeros((1, *SIZE), bool).at[0, 0, 0].set(True) if mask else None
+    state, _ = video.step(PARAMS, state, frame, given)
+    image = jnp.zeros((1, *NO_OVERLAP.size, 3))
+    one = count_macs(segment, KERNEL, image) if mask else 0
+    # `between` multiplies by a matrix of one number for one image, `judged` by a row of two.
+    assert state.work.details["segmentation_macs"].tolist() == [one]
+    assert state.work.details["flow_macs"].tolist() == [flows]
+    assert state.work.details["decision_macs"].tolist() == [2 * decisions]
+    assert state.work.macs.tolist() == [one + flows + 2 * decisions]
+
+
+def test_networks_of_any_size_are_counted():
+    def heavy(kernel, images):
+        return images.astype(jnp.float32) @ jnp.ones((3, 1 << 20)) @ jnp.ones((1 << 20, CLASSES))
+
+    def heavy_flow(params, current, key):
+        motion = still(params, current, key)
+        return motion._replace(flow=motion.flow + 0 * jnp.sum(heavy(None, current)))
+
+    video = dvsnet(heavy, heavy_flow, policy="fixed_period", threshold=2, grid=(1, 1), overlap=0)
+    frame = jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.uint8)
+    state, _ = jax.eval_shape(video.init, PARAMS, frame)
+    jax.eval_shape(video.step, PARAMS, state, frame)
+    assert count_macs(heavy, None, frame) > 1 << 32
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 8, 1 << 40])
 def test_chunks_change_nothing(chunk):
     frames = clip(4, streams=2, seed=9)
     params = PARAMS._replace(flow=jnp.array([1.5, 0.0]))
@@ -431,5 +501,15 @@ def test_says_that_frames_have_another_size_mid_stream():
 
 def test_says_that_a_network_returns_something_else():
     video = dvsnet(lambda p, x: x.mean((1, 2)), still, decide=brightness, overlap=0)
-    with pytest.raises(ValueError, match="segment must return logits"):
+    with pytest.raises(ValueError, match="segment must return floating logits"):
         video.init(PARAMS, clip(1)[0])
+    video = dvsnet(lambda p, x: x.astype(int), still, decide=brightness, overlap=0)
+    with pytest.raises(ValueError, match=r"floating logits .* got int32\[1, 16, 24, 3\]"):
+        video.init(PARAMS, clip(1)[0])
+
+
+def test_says_that_a_mask_is_of_another_size():
+    video = system()
+    state, _ = video.init(PARAMS, clip(1)[0])
+    with pytest.raises(ValueError, match=r"mask must be bool\[1, 24, 40\]; got bool\[2, 24, 40\]"):
+        video.step(PARAMS, state, clip(1)[0], jnp.zeros((2, 24, 40), bool))
