@@ -84,6 +84,8 @@ def best_classes(
     if scores.ndim != 4 or scores.shape[3] < 1:
         raise ValueError(f"scores must be (S, h, w, classes); got {scores.shape}")
     top, left, height, width = window or (0, 0, *scores.shape[1:3])
+    # Each score is read for many pixels: XLA must not compute it anew for every one of them.
+    scores = jax.lax.optimization_barrier(scores)
     rows = _interpolated(scores, 1, size[0], top, height)
     resized = _interpolated(rows, 2, size[1], left, width)
     labels = jnp.argmax(resized, 3).astype(label_dtype(scores.shape[3]))

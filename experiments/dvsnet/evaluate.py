@@ -124,7 +124,7 @@ def time_against(
         for name, (video, threshold) in videos.items():
             state, _ = video.init(subject.params, clip.frames[0])
             states[name] = state.with_settings(threshold=threshold)
-        for frame in clip.frames[1 : 4 if warm else 1 + left]:
+        for frame in jax.block_until_ready(list(clip.frames[1 : 4 if warm else 1 + left])):
             for name, step in steps.items():
                 call = functools.partial(step, subject.params, states[name], frame)
                 seconds, (states[name], _) = clock(call)
@@ -135,6 +135,7 @@ def time_against(
             times = {name: [] for name in times}
         else:
             left -= len(clip.frames) - 1
+    # A mean: a step that segments and one that does not take different times.
     base = float(np.mean(times["per frame"]))
     return {
         name: {

@@ -265,7 +265,6 @@ class _System(NamedTuple):
             anew = jnp.any(regions.divide(mask), (2, 3)).reshape(-1)
             scores = jnp.full(shape, jnp.nan, jnp.float32)
         logits = _together(state.key_logits)
-        # Each region goes down one of both paths, so that every label is written.
         buffers = _Buffers(
             labels=jnp.zeros(images.shape[:3], label_dtype(logits.shape[3])),
             winning=jnp.zeros(images.shape[:3], logits.dtype),
@@ -378,23 +377,30 @@ class _System(NamedTuple):
         which: jax.Array,
         buffers: _Buffers,
     ) -> _Buffers:
-        """The warping path: labels of some regions from their keys, which stay as they are."""
-        size = (images.shape[1], images.shape[2])
+        """The warping path: labels of regions from their keys, which stay as they are.
 
-        def turn(place: jax.Array, buffers: _Buffers) -> _Buffers:
-            if motion is None:
-                here = self._motion(params, images[place], buffers.key_images[place])
-            else:
-                here = jax.tree.map(lambda x: x[place], motion)
-            logits = buffers.key_logits[place]
-            warped = warp_by(logits, here, border="edge")
-            labels, winning = best_classes(warped, size)
-            return buffers._replace(
-                labels=buffers.labels.at[place].set(labels),
-                winning=buffers.winning.at[place].set(winning),
-            )
+        All regions are warped in one batch, those too that the segmentation path then overwrites:
+        next to any network it costs nothing. A flow network that has not run yet runs on the
+        regions `which` alone.
+        """
+        if motion is None:
+            motion = self._motion_of(params, images, which, buffers.key_images)
+        warped = warp_by(buffers.key_logits, motion, border="edge")
+        labels, winning = best_classes(warped, (images.shape[1], images.shape[2]))
+        return buffers._replace(labels=labels, winning=winning.astype(buffers.winning.dtype))
 
-        return _for_each(which, turn, buffers, chunk=self.chunk)
+    def _motion_of(
+        self, params: DVSNetParams, images: jax.Array, which: jax.Array, keys: jax.Array
+    ) -> Motion:
+        """The motion of the regions `which`, zero of the others."""
+        shapes = jax.eval_shape(self._motion, params, images, keys)
+        motion = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def turn(place: jax.Array, motion: Motion) -> Motion:
+            found = self._motion(params, images[place], keys[place])
+            return jax.tree.map(lambda x, new: x.at[place].set(new), motion, found)
+
+        return _for_each(which, turn, motion, chunk=self.chunk)
 
     def _motion(self, params: DVSNetParams, images: jax.Array, keys: jax.Array) -> Motion:
         return _as_motion(self.flow(params.flow, images, keys))
@@ -406,7 +412,7 @@ class _System(NamedTuple):
           ValueError: They are no logits.
         """
         found = jax.eval_shape(self.segment, params.segmentation, images[:1])
-        shape = getattr(found, "shape", ())
+        shape = tuple(getattr(found, "shape", ()))
         floating = len(shape) == 4 and jnp.issubdtype(found.dtype, jnp.floating)
         if not floating or shape[0] != 1 or shape[3] < 2:
             raise ValueError(
@@ -443,13 +449,13 @@ class _Macs(NamedTuple):
     decision: int
 
 
-def _for_each(
+def _for_each[Buffers](
     which: jax.Array,
-    turn: Callable[[jax.Array, _Buffers], _Buffers],
-    buffers: _Buffers,
+    turn: Callable[[jax.Array, Buffers], Buffers],
+    buffers: Buffers,
     *,
     chunk: int,
-) -> _Buffers:
+) -> Buffers:
     """Runs `turn(place, buffers)` on the regions `which`, `bool[N]`, `chunk` of them at a time.
 
     The last chunk is filled up with its last region, which is computed and written twice, alike.
@@ -458,7 +464,7 @@ def _for_each(
     count = jnp.sum(which, dtype=jnp.int32)
     order = jnp.argsort(~which, stable=True).astype(jnp.int32)  # those first, in their order
 
-    def body(i: jax.Array, buffers: _Buffers) -> _Buffers:
+    def body(i: jax.Array, buffers: Buffers) -> Buffers:
         place = order[jnp.minimum(i * chunk + jnp.arange(chunk), count - 1)]
         return turn(place, buffers)
 
