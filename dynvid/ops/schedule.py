@@ -82,8 +82,8 @@ def flow_magnitude(flow: jax.Array, threshold: ArrayLike) -> tuple[jax.Array, ja
 def fixed_period(age: jax.Array, period: ArrayLike) -> jax.Array:
     """Where the key is `period` frames old: every period-th frame is a key frame (DFF, 3).
 
-    So in Zhu, 3.1, too. The papers count frames, `i mod l = 0`; as each key restarts the count, the age of the last key
-    says the same, and also after a key that another rule asked for.
+    So in Zhu, 3.1, too. The papers count frames, `i mod l = 0`; as each key restarts the count, the
+    age of the last key says the same, and also after a key that another rule asked for.
 
     Args:
       age: How many frames ago the key was computed, integers of any shape, 1 right after it.
