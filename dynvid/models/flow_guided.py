@@ -23,8 +23,7 @@ RGB_MEAN = (123.15, 115.90, 103.06)
 _GRID = 8  # pixels of the halved frames per position of the features
 
 
-def _normal(deviation: float = 0.01) -> nnx.initializers.Initializer:
-    return nnx.initializers.normal(deviation)
+_normal = nnx.initializers.normal(0.01)
 
 
 def centred_frames(frames: Frames) -> jax.Array:
@@ -92,7 +91,7 @@ class FeatureNetwork(nnx.Module):
             (3, 3),
             padding=[(dilation, dilation)] * 2,
             kernel_dilation=dilation,
-            kernel_init=_normal(),
+            kernel_init=_normal,
             rngs=rngs,
         )
 
@@ -136,7 +135,7 @@ class FlowQualityNetwork(nnx.Module):
             1,
             (3, 3),
             padding=[(1, 1), (1, 1)],
-            kernel_init=_normal(),
+            kernel_init=_normal,
             bias_init=nnx.initializers.ones,
             rngs=rngs,
         )
@@ -211,7 +210,7 @@ class EmbeddingNetwork(nnx.Module):
     ):
         self.convs = nnx.List(
             [
-                nnx.Conv(inputs, outputs, (kernel, kernel), kernel_init=_normal(), rngs=rngs)
+                nnx.Conv(inputs, outputs, (kernel, kernel), kernel_init=_normal, rngs=rngs)
                 for inputs, outputs, kernel in (
                     (depth, hidden, 1), (hidden, hidden, 3), (hidden, embedding, 1),
                 )
