@@ -14,6 +14,7 @@ from jax import lax
 
 from dynvid.models.flownet import FLOW_UNIT, FlowNetS
 from dynvid.models.resnet import RESNET101, ResNet
+from dynvid.ops.deformable import deformable_convolution
 from dynvid.ops.warp import Motion
 from dynvid.types import Frames
 
@@ -50,6 +51,56 @@ def centred_frames(frames: Frames) -> jax.Array:
     return frames - jnp.array(RGB_MEAN, frames.dtype)
 
 
+class DeformableConv(nnx.Module):
+    """A deformable convolution without bias, and the convolution that says where its taps go.
+
+    Offsets come from a convolution of the same kernel and dilation on the same map, whose weights
+    and biases start at 0, so that it starts as the ordinary one (Dai et al., Deformable
+    Convolutional Networks, 2017, 2.1 and Fig. 2).
+
+    Args:
+      depth: Input channels.
+      features: Output channels.
+      kernel: Side of the kernel, odd.
+      dilation: Steps between the kernel's taps.
+      groups: How many groups of channels have offsets of their own.
+      rngs: Where the random weights come from.
+
+    >>> layer = DeformableConv(8, 4, 3, dilation=2, groups=4, rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((1, 3, 5, 8))).shape
+    (1, 3, 5, 4)
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        features: int,
+        kernel: int,
+        *,
+        dilation: int = 1,
+        groups: int = 1,
+        rngs: nnx.Rngs,
+    ):
+        self.groups, self.dilation = groups, dilation
+        side = dilation * (kernel // 2)
+        self.offsets = nnx.Conv(
+            depth,
+            2 * groups * kernel * kernel,
+            (kernel, kernel),
+            padding=[(side, side)] * 2,
+            kernel_dilation=dilation,
+            kernel_init=nnx.initializers.zeros,
+            rngs=rngs,
+        )
+        shape = (kernel, kernel, depth, features)
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `(S, h, w, depth)` to `(S, h, w, features)`."""
+        offsets = self.offsets(x).reshape(*x.shape[:3], self.groups, -1, 2)
+        return deformable_convolution(x, offsets, self.kernel[...], dilation=self.dilation)
+
+
 class FeatureNetwork(nnx.Module):
     """N_feat: a residual network at output stride 16 and a dilated 3x3 convolution with ReLU.
 
@@ -63,6 +114,9 @@ class FeatureNetwork(nnx.Module):
       width: As of `ResNet`.
       features: Channels of the result.
       dilation: Of the last convolution.
+      deformable: Whether the 3x3 convolutions of conv5 are `DeformableConv` of 4 groups, as in
+        Deformable R-FCN (Dai et al. 2017, section 3 and its code). The rest of that is its head's,
+        deformable pooling, and not here.
       rngs: Where the random weights come from.
 
     >>> network = nnx.eval_shape(lambda: FeatureNetwork(rngs=nnx.Rngs(0)))
@@ -80,11 +134,17 @@ class FeatureNetwork(nnx.Module):
         width: int = 64,
         features: int = 1024,
         dilation: int = 6,
+        deformable: bool = False,
         rngs: nnx.Rngs,
     ):
         self.backbone = ResNet(
             depths=depths, width=width, output_stride=16, stride_in="1x1", rngs=rngs
         )
+        if deformable:
+            for block in self.backbone.groups[-1]:
+                block.convs[1].conv = DeformableConv(
+                    8 * width, 8 * width, 3, dilation=2, groups=4, rngs=rngs
+                )
         self.reduce = nnx.Conv(
             self.backbone.features,
             features,

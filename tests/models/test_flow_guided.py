@@ -10,6 +10,7 @@ from jax import lax
 from dynvid.graph.macs import count_macs
 from dynvid.models.flow_guided import (
     RGB_MEAN,
+    DeformableConv,
     EmbeddingNetwork,
     FeatureNetwork,
     FlowQualityNetwork,
@@ -145,3 +146,37 @@ def test_embeddings_are_those_of_fgfa():
     # Linear at its end: of both signs.
     found = small(jax.random.normal(jax.random.key(0), (1, 4, 4, 2)))
     assert found.min() < 0 < found.max()
+
+
+def test_deformable_convolutions_start_as_ordinary_ones():
+    layer = DeformableConv(8, 3, 3, dilation=2, groups=4, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (1, 5, 6, 8))
+    expected = lax.conv_general_dilated(
+        x, layer.kernel[...], (1, 1), ((2, 2), (2, 2)), rhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    # 72 products in either order.
+    atol = 72 * EPS * float(jnp.abs(x).max() * jnp.abs(layer.kernel[...]).max())
+    np.testing.assert_allclose(nnx.jit(lambda n, x: n(x))(layer, x), expected, rtol=0, atol=atol)
+    # An offset of its own for each group: two channels of the first move by one to the right.
+    layer.offsets.bias[...] = layer.offsets.bias[...].at[: 2 * 9 : 2].set(1.0)
+    moved = jnp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0)))[:, :, 1:]
+    shifted = jnp.concatenate([moved[..., :2], x[..., 2:]], -1)
+    inside = lax.conv_general_dilated(
+        shifted, layer.kernel[...], (1, 1), ((2, 2), (2, 2)), rhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    # Taps left of the shifted map are zero there, but read the map itself here: not compared.
+    found = nnx.jit(lambda n, x: n(x))(layer, x)
+    np.testing.assert_allclose(found[:, :, 2:], inside[:, :, 2:], rtol=0, atol=atol)
+
+
+def test_deformable_features_have_offsets_in_conv5():
+    plain, deformable = (
+        nnx.eval_shape(lambda d=d: FeatureNetwork(deformable=d, rngs=nnx.Rngs(0)))
+        for d in (False, True)
+    )
+    # Three layers with 2 x 4 x 9 offsets each, from 512 channels by 3x3.
+    assert parameters(deformable) - parameters(plain) == 3 * 72 * (9 * 512 + 1)
+    frames = jax.ShapeDtypeStruct((1, 600, 1000, 3), jnp.uint8)
+    assert nnx.eval_shape(lambda n, f: n(f), deformable, frames).shape == (1, 38, 63, 1024)
