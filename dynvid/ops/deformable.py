@@ -17,7 +17,7 @@ def deformable_convolution(
 
     Args:
       x: `(S, h, w, C)` floating.
-      offsets: dp, `(S, h, w, G, k * k, 2)` floating, (dx, dy) in positions of x, taps row by row:
+      offsets: The dp, `(S, h, w, G, k * k, 2)` floating, (dx, dy) in positions of x, taps row by row:
         the channels of x are divided into G groups that follow one another, each with offsets of
         its own. The authors' code has (dy, dx).
       kernel: w, `(k, k, C, D)`, k odd.

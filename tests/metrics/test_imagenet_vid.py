@@ -138,6 +138,7 @@ def test_the_rules_as_a_loop(seed, name):
     present[0], present[1, 0] = False, True  # an image without a box
     near = boxes[:, rng.integers(0, 3, 6)] + rng.integers(-4, 5, (4, 6, 4))
     near[..., 2:] = np.maximum(near[..., 2:], near[..., :2] + 1)
+    near[:, ::3] += 300  # on nothing
     found = Detections(
         near.astype(np.float32),
         rng.permutation(24).reshape(4, 6).astype(np.float32) / 32,

@@ -93,11 +93,12 @@ def test_proposals_are_those_of_a_loop(seed):
     deltas[0, 3] = np.nan
     deltas[0, 4, 2] = 1e9
     deltas[0, 5, 0] = 1e6
+    logits[0, 6] = np.nan
     boxes = np.asarray(decode_boxes(deltas, anchors, deviations=ANCHOR_DEVIATIONS))[0]
     scores = np.asarray(jax.nn.softmax(logits, -1))[0, :, 1]
     kept = []
     for i in np.argsort(-scores):
-        if i in (3, 4, 5):  # not a number, infinite, outside
+        if i in (3, 4, 5, 6):  # not a number, infinite, outside, of unknown score
             continue
         box = np.clip(boxes[i], 0, [64, 48, 64, 48])
         if not kept or intersection_over_union(box[None], np.stack(kept)).max() <= 0.5:
@@ -105,6 +106,9 @@ def test_proposals_are_those_of_a_loop(seed):
     found = proposals(logits, deltas, anchors, (48, 64), iou_threshold=0.5, max_proposals=24)
     assert found.valid.sum() == len(kept)
     np.testing.assert_array_equal(found.boxes[0, : len(kept)], np.stack(kept))
+    # What is none takes no place among the candidates.
+    found = proposals(logits, deltas, anchors, (48, 64), max_candidates=1, max_proposals=1)
+    np.testing.assert_array_equal(found.boxes[0, 0], kept[0])
 
 
 def test_the_head_votes_over_the_bins():
