@@ -1,7 +1,7 @@
 """ImageNet VID's metric, and its division of objects by how fast they move.
 
 The rules are those of the development kit and of the code of Flow-Guided Feature Aggregation (Zhu
-et al. 2017, "FGFA", section 5), which divides objects by their motion. Boxes are `(x0, y0, x1, y1)`
+et al. 2017, "FGFA"), which divides objects by their motion. Boxes are `(x0, y0, x1, y1)`
 from edge to edge; the kit's name the last pixel, x1 - 1 and y1 - 1, and count one more for sides.
 """
 
@@ -39,7 +39,7 @@ def overlap_thresholds(boxes: jax.Array) -> jax.Array:
 
 
 def motion_iou(boxes: jax.Array, present: jax.Array, *, reach: int = REACH) -> jax.Array:
-    """How much each object overlaps itself in the frames nearby: slow ones do more (FGFA, 5.1).
+    """How much each object overlaps itself in the frames nearby: slow ones do more (FGFA).
 
     The mean of `IoU(b_t, b_u)` over the frames u with `0 < |u - t| <= reach` that have the object.
 

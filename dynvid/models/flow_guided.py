@@ -244,7 +244,7 @@ def _halved(x: jax.Array) -> jax.Array:
 
 
 class EmbeddingNetwork(nnx.Module):
-    """E: what features are compared by, 1x1, 3x3 and 1x1 convolutions, ReLU between (FGFA, 4).
+    """E: what features are compared by, 1x1, 3x3 and 1x1 convolutions, ReLU between (FGFA).
 
     Its output is compared by cosine (`dynvid.ops.aggregate.similarity_weights`), so its length is
     free. Weights start as N(0, 0.01^2).

@@ -17,9 +17,9 @@ def deformable_convolution(
 
     Args:
       x: `(S, h, w, C)` floating.
-      offsets: The dp, `(S, h, w, G, k * k, 2)` floating, (dx, dy) in positions of x, taps row by row:
-        the channels of x are divided into G groups that follow one another, each with offsets of
-        its own. The authors' code has (dy, dx).
+      offsets: The dp, `(S, h, w, G, k * k, 2)` floating, (dx, dy) in positions of x, taps row by
+        row: the channels of x are divided into G groups that follow one another, each with offsets
+        of its own. The authors' code has (dy, dx).
       kernel: w, `(k, k, C, D)`, k odd.
       dilation: Steps between the kernel's taps.
 

@@ -167,7 +167,7 @@ def feature_consistency(
 
 
 def oracle(computed: jax.Array, kept: jax.Array, margin: ArrayLike) -> jax.Array:
-    """Where computing anew gives the better result, as the truth tells (Zhu, 5.3).
+    """Where computing anew gives the better result, as the truth tells (Zhu, Fig. 7).
 
     `computed - kept > margin`. The paper's oracle tries both for every frame and takes what detects
     better; how it measures that is left open, and so is here: any score of one frame will do.
