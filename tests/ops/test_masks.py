@@ -1,6 +1,8 @@
 """Masks against convolutions of zeros and ones, and against NumPy."""
 
 import functools
+import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -189,3 +191,32 @@ def test_what_is_no_mask_is_named(call, mask, message):
 def test_cells_of_another_frame_are_refused():
     with pytest.raises(ValueError, match=r"cells must be \(3, 3\) cells .*; got \(2, 3\)"):
         masks.from_cells(jnp.ones((1, 2, 3), bool), 4, (9, 12))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    to=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+)
+def test_a_resized_mask_is_that_of_the_nearest_neighbour(size, to):
+    mask = random_mask((2, *size), 0, 0.5)
+    rows, columns = (
+        [math.floor(Fraction(2 * o + 1, 2) * n / m) for o in range(m)]
+        for n, m in zip(size, to, strict=True)
+    )
+    expected = np.asarray(mask)[:, rows][:, :, columns]
+    np.testing.assert_array_equal(masks.resize_mask(mask, to), expected)
+    # `jax.image.resize` takes the same positions, where its float32 is not off by a rounding.
+    whole = tuple(2 * n for n in size)
+    np.testing.assert_array_equal(
+        masks.resize_mask(mask, whole), jax.image.resize(mask, (2, *whole), "nearest")
+    )
+
+
+def test_the_gradient_of_a_resized_mask_counts_its_readers():
+    def total(m):
+        return masks.resize_mask(m, (4, 3)).sum()
+
+    assert jax.grad(total)(jnp.ones((2, 2))).tolist() == [[2, 4], [2, 4]]
+    with pytest.raises(ValueError, match="at least 1 position each way; got"):
+        masks.resize_mask(jnp.ones((0, 2)), (1, 1))

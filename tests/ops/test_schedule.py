@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from dynvid.ops.schedule import (
     adaptive_target,
     decision_network,
+    feature_consistency,
     fixed_period,
     flow_magnitude,
     frame_difference,
+    oracle,
+    update_mask,
 )
 
 SCORES = st.lists(st.floats(-20, 120, width=32), min_size=1, max_size=8)
@@ -97,3 +100,72 @@ def test_the_adaptive_target_segments_every_eleventh_step():
 def test_the_adaptive_target_stays_a_percentage():
     found = adaptive_target(jnp.array([0.5, 99.95]), jnp.array([True, False]))
     assert found.tolist() == [0.0, 100.0]
+
+
+@settings(max_examples=10, deadline=None)
+@given(period=st.integers(1, 7))
+def test_the_age_of_the_key_counts_frames(period):
+    """Zhu, Algorithm 1, line 5: i mod l = 0, without knowing i."""
+
+    def step(age, _):
+        key = fixed_period(age, period)
+        return jnp.where(key, 1, age + 1), key
+
+    _, keys = jax.lax.scan(step, jnp.int32(1), length=20)  # frames 1 to 20; frame 0 is a key
+    assert keys.tolist() == [i % period == 0 for i in range(1, 21)]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_the_mask_learns_through_the_straight_line(threshold):
+    quality = jnp.linspace(-2, 3, 41).reshape(1, 1, 41)
+    weight = jnp.arange(1.0, 42).reshape(1, 1, 41)
+
+    def loss(mask_of):
+        return jax.grad(lambda q, t: jnp.sum(weight * mask_of(q, t)), argnums=(0, 1))(
+            quality, jnp.float32(threshold)
+        )
+
+    found = loss(update_mask)
+    # The same line as a function: it falls from 2 to 0 around the threshold. Eighths are exact.
+    line = loss(lambda q, t: 1 - jnp.clip(q - t, -1, 1))
+    inside = jnp.abs(jnp.abs(quality - threshold) - 1) > 0  # at its ends its slope is a convention
+    np.testing.assert_array_equal(found[0][inside], line[0][inside])
+    np.testing.assert_array_equal(found[0][~inside], -weight[~inside])
+    assert found[1] == -found[0].sum()
+    hard = np.asarray(update_mask(quality, threshold))
+    np.testing.assert_array_equal(hard, (quality <= threshold).astype(np.float32))
+
+
+def test_the_mask_in_its_limits():
+    quality = jnp.array([jnp.inf, -jnp.inf, jnp.nan, 0.0])
+    assert update_mask(quality, 0.0).tolist() == [0, 1, 1, 1]
+    gradient = jax.grad(lambda q: update_mask(q, 0.0).sum())(quality)
+    assert gradient.tolist() == [0, 0, 0, -1]
+    # Forced to either, and nothing to learn then.
+    assert update_mask(quality[3:], jnp.inf).tolist() == [1]
+    assert update_mask(quality[3:], -jnp.inf).tolist() == [0]
+    assert update_mask(quality.astype(jnp.bfloat16), 0.0).dtype == jnp.bfloat16
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 99), gamma=st.floats(-0.5, 1.5, width=32))
+def test_consistency_is_the_share_of_what_has_to_be_updated(seed, gamma):
+    quality = jax.random.normal(jax.random.key(seed), (3, 4, 5))
+    anew, share = feature_consistency(quality, gamma)
+    np.testing.assert_array_equal(share, jnp.mean(update_mask(quality, 0.0), (1, 2)))
+    assert anew.tolist() == [s > gamma for s in share.tolist()]
+
+
+def test_consistency_in_its_limits():
+    quality = jnp.stack([jnp.ones((2, 2)), -jnp.ones((2, 2)), jnp.full((2, 2), jnp.nan)])
+    assert feature_consistency(quality, -1)[0].all()
+    assert not feature_consistency(quality, 1)[0].any()
+    assert feature_consistency(quality, 0.2)[0].tolist() == [False, True, True]
+    assert feature_consistency(quality, 0.2, quality_threshold=1.0)[0].all()
+
+
+def test_the_oracle_computes_what_gains():
+    computed, kept = jnp.array([0.5, 0.5, 0.5, jnp.nan]), jnp.array([0.25, 0.5, 0.75, 0.5])
+    assert oracle(computed, kept, 0).tolist() == [True, False, False, True]
+    assert oracle(computed, kept, 0.25).tolist() == [False, False, False, True]
+    assert oracle(computed, kept, -1).all()
