@@ -412,7 +412,7 @@ class _System(NamedTuple):
           ValueError: They are no logits.
         """
         found = jax.eval_shape(self.segment, params.segmentation, images[:1])
-        shape = tuple(getattr(found, "shape", ()))
+        shape: Any = getattr(found, "shape", ())
         floating = len(shape) == 4 and jnp.issubdtype(found.dtype, jnp.floating)
         if not floating or shape[0] != 1 or shape[3] < 2:
             raise ValueError(
