@@ -53,7 +53,7 @@ def subjects() -> dict[str, tuple[Subject, Judge]]:
     """Whatever there is data for."""
     found = [drives()]
     if (DATA / "camvid").is_dir():
-        found += [camvid(), camvid(scales=(1.0, 1.5))]
+        found.append(camvid())
     else:
         console.print(f"[yellow]no CamVid in {DATA}: synthetic drives only")
     return {subject.name: (subject, Judge(subject)) for subject in found}
@@ -88,8 +88,6 @@ def figure9() -> dict[str, Any]:
     """The four policies (the paper's Figure 9)."""
     results: dict[str, Any] = {}
     for name, (subject, judge) in subjects().items():
-        if name.endswith("two scales"):
-            continue
         results[name] = {}
         for policy, thresholds in SWEEPS.items():
             video = video_of(subject, policy=policy)
@@ -177,8 +175,6 @@ def table3() -> dict[str, Any]:
     """Divisions into 1, 1x2, 2x2, 3x3 and 4x4 regions at one t (the paper's Table 3)."""
     results: dict[str, Any] = {}
     for name, (subject, judge) in subjects().items():
-        if name.endswith("two scales"):
-            continue
         results[name] = {}
         for grid in ((1, 1), (1, 2), (2, 2), (3, 3), (4, 4)):
             overlap = 0 if grid == (1, 1) else subject.overlap
@@ -199,8 +195,6 @@ def figure10() -> dict[str, Any]:
     """How far regions overlap (the paper's Figure 10)."""
     results: dict[str, Any] = {}
     for name, (subject, judge) in subjects().items():
-        if name.endswith("two scales"):
-            continue
         results[name] = {}
         for overlap in (0, 8, 16, 32):
             video = video_of(subject, overlap=overlap)

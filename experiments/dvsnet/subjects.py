@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -128,61 +129,30 @@ def spynet_flow(levels: int, stride: int) -> Callable[[Any, jax.Array, jax.Array
     return flow
 
 
-@functools.cache
-def camvid(*, levels: int = 1, scales: tuple[float, ...] = (1.0,), overlap: int = 8) -> Subject:
+def camvid(*, levels: int = 1, overlap: int = 8) -> Subject:
     """The second half of the CamVid drive with ESPNet and SPyNet, decisions learned on the first.
 
     Args:
       levels: Of SPyNet, from the coarsest; 1 makes a motion for every 8 pixels of a region.
-      scales: Of the images that ESPNet sees; its logits are averaged. More than one costs more and
-        says more. Decisions are those that were learned with one.
       overlap: Of regions, pixels.
     """
     frames, labels = read_camvid()
     _, espnet_params = load_espnet(DATA / "weights/espnet/espnet_p_2_q_8_camvid.pth")
     _, spynet_params = load_spynet(DATA / "weights/spynet")
-    segment = espnet_at(scales)
     subject = Subject(
-        name="CamVid, ESPNet" if scales == (1.0,) else "CamVid, ESPNet at two scales",
+        name="CamVid, ESPNet",
         clips=(Clip(frames[CALIBRATION:], labels[CALIBRATION:]),),
-        segment=segment,
+        segment=functools.partial(espnet, stride=2),
         flow=spynet_flow(levels, 2),
         decide=None,
         params=DVSNetParams(espnet_params, spynet_params[:levels]),
         classes=len(CLASS_NAMES) - 1,
         overlap=overlap,
     )
-    if scales == (1.0,):
-        decide, decision, _ = learned_decisions(subject, frames[:CALIBRATION], grid=(2, 2))
-    else:
-        of_one = camvid(levels=levels, overlap=overlap)
-        decide, decision = of_one.decide, of_one.params.decision
+    decide, decision, _ = learned_decisions(subject, frames[:CALIBRATION], grid=(2, 2))
     return dataclasses.replace(
         subject, decide=decide, params=subject.params._replace(decision=decision)
     )
-
-
-def espnet_at(scales: tuple[float, ...]) -> Callable[[Any, jax.Array], jax.Array]:
-    """ESPNet's logits at half the resolution, the mean over images of several scales."""
-
-    def segment(params: Any, images: jax.Array) -> jax.Array:
-        count, height, width, _ = images.shape
-        shape = (count, height // 2, width // 2)
-        total = None
-        for scale in scales:
-            if scale == 1:
-                logits = espnet(params, images, stride=2)
-            else:
-                size = (round(height * scale / 8) * 8, round(width * scale / 8) * 8)
-                pixels = images.astype(jnp.float32) / 255
-                larger = jax.image.resize(pixels, (count, *size, 3), "linear", antialias=False)
-                logits = espnet(params, larger, stride=2)
-                logits = jax.image.resize(logits, (*shape, logits.shape[3]), "linear")
-            total = logits if total is None else total + logits
-        assert total is not None
-        return total / len(scales)
-
-    return segment
 
 
 def regions_of(subject: Subject, grid: tuple[int, int], overlap: int | None = None) -> Regions:
@@ -230,8 +200,9 @@ def learned_decisions(
     network = DecisionNetwork(
         training[0].shape[3], grid=(6, 8), hidden=(256, 128, 10), rngs=nnx.Rngs(0)
     )
-    name = f"{subject.name}, {len(subject.params.flow)} levels, {grid[0]}x{grid[1]}"
-    folder = RUNS / name.replace(", ", "-").replace(" ", "_")
+    # Another network, division or training is another folder: nothing stale is read.
+    seen = hashlib.sha256(training[0].tobytes() + training[1].tobytes()).hexdigest()[:12]
+    folder = RUNS / f"{subject.name.replace(', ', '-')}-{epochs}-{seen}"
     state = train_decision(
         network, training[:2], validation[:2], epochs=epochs,
         checkpoints=Checkpoints(folder, keep=1), console=console,
