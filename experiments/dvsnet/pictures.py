@@ -38,7 +38,7 @@ def speed_accuracy(figures: dict[str, Any]) -> Figure:
     """mIoU lost against speed-up as t falls, with the paper's two points."""
     figure, axes = _grid(len(figures))
     for axis, (name, found) in zip(axes, figures.items(), strict=True):
-        rows = sorted(found["rows"], key=lambda row: row["speedup"])
+        rows = sorted(found["rows"], key=lambda row: row["threshold"])
         axis.plot(
             [row["speedup"] for row in rows], [row["miou_lost"] for row in rows], "o-",
             color=COLORS["decision_network"], label="measured, t written beside", markersize=4,
