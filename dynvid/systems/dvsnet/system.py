@@ -185,7 +185,7 @@ def dvsnet(
 
 
 class _Buffers(NamedTuple):
-    """What the loops fill in, region by region; N regions of all streams."""
+    """What the segmentation path writes into, region by region; N regions of all streams."""
 
     labels: jax.Array  # (N, h, w)
     winning: jax.Array  # (N, h, w), the logits with which the labels won
@@ -265,13 +265,8 @@ class _System(NamedTuple):
             anew = jnp.any(regions.divide(mask), (2, 3)).reshape(-1)
             scores = jnp.full(shape, jnp.nan, jnp.float32)
         logits = _together(state.key_logits)
-        buffers = _Buffers(
-            labels=jnp.zeros(images.shape[:3], label_dtype(logits.shape[3])),
-            winning=jnp.zeros(images.shape[:3], logits.dtype),
-            key_images=keys,
-            key_logits=logits,
-        )
-        buffers = self._warp(params, images, motion, ~anew, buffers)
+        labels, winning = self._warp(params, images, keys, logits, motion, ~anew)
+        buffers = _Buffers(labels, winning, key_images=keys, key_logits=logits)
         macs = self._macs(params, regions, frames, images)
         sent = anew.reshape(shape)
         inner = state.inner
@@ -373,21 +368,22 @@ class _System(NamedTuple):
         self,
         params: DVSNetParams,
         images: jax.Array,
+        keys: jax.Array,
+        key_logits: jax.Array,
         motion: Motion | None,
         which: jax.Array,
-        buffers: _Buffers,
-    ) -> _Buffers:
-        """The warping path: labels of regions from their keys, which stay as they are.
+    ) -> tuple[jax.Array, jax.Array]:
+        """The warping path: labels of regions from their keys, and the logits that won.
 
         All regions are warped in one batch, those too that the segmentation path then overwrites:
         next to any network it costs nothing. A flow network that has not run yet runs on the
         regions `which` alone.
         """
         if motion is None:
-            motion = self._motion_of(params, images, which, buffers.key_images)
-        warped = warp_by(buffers.key_logits, motion, border="edge")
+            motion = self._motion_of(params, images, which, keys)
+        warped = warp_by(key_logits, motion, border="edge")
         labels, winning = best_classes(warped, (images.shape[1], images.shape[2]))
-        return buffers._replace(labels=labels, winning=winning.astype(buffers.winning.dtype))
+        return labels, winning.astype(key_logits.dtype)
 
     def _motion_of(
         self, params: DVSNetParams, images: jax.Array, which: jax.Array, keys: jax.Array
