@@ -125,10 +125,10 @@ class SyntheticDrive(SyntheticSource):
 
     name = "synthetic_drive"
     size = (240, 320)
-    fps = 30.0
+    fps = 15.0  # 16 km/h, and the others at their own pace
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        drive = driving_scene(jax.random.key(4), size=self.size, speed=0.3)  # 32 km/h
+        drive = driving_scene(jax.random.key(4), size=self.size, speed=0.3)
         for t in range(self.length or 0):
             yield np.asarray(render_drive(drive, t).frame)
 

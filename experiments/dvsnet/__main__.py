@@ -23,7 +23,7 @@ from dynvid.ops.regions import divide_frame
 from dynvid.systems.dvsnet import DVSNetParams
 from dynvid.training.dvsnet import confidence_scores, train_decision
 from experiments.bench import DATA, cases, console
-from experiments.dvsnet import pictures
+from experiments.dvsnet import limits, pictures
 from experiments.dvsnet.evaluate import Judge, parts_times, run, time_against, video_of
 from experiments.dvsnet.subjects import (
     CALIBRATION,
@@ -104,7 +104,7 @@ def table2() -> dict[str, Any]:
             continue
         frames, _ = read_camvid()
         features, scores, gaps = pair_scores(
-            subject, frames[CALIBRATION:], regions_of(subject, (2, 2)), most=9
+            subject, frames[CALIBRATION:], regions_of(subject), most=9
         )
         found = np.asarray(jax.jit(subject.decide)(subject.params.decision, jnp.asarray(features)))
         error = np.abs(found - scores)
@@ -205,6 +205,18 @@ def figure10() -> dict[str, Any]:
     return results
 
 
+def bounds() -> dict[str, Any]:
+    """Points lost by warping whole frames, with exact motion and with that of the networks."""
+    results: dict[str, Any] = {}
+    for name, (subject, _) in subjects().items():
+        if name == "synthetic drives":
+            for speed in (0.0, 0.15, 0.3, 0.6):
+                results[f"{name}, {speed:g} m a frame"] = limits.on_drives(subject, speed=speed)
+        else:
+            results[name] = limits.on_clips(subject)
+    return results
+
+
 def incremental() -> dict[str, Any]:
     """Beyond the paper: sent regions run incrementally against their own last key."""
     results: dict[str, Any] = {}
@@ -226,7 +238,8 @@ def incremental() -> dict[str, Any]:
 
 
 CASES: dict[str, Callable[[], Any]] = {
-    case.__name__: case for case in (times, figure8, figure9, table2, table3, figure10, incremental)
+    case.__name__: case
+    for case in (times, figure8, figure9, table2, table3, figure10, bounds, incremental)
 }
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def video_of(
     subject: Subject, *, policy: str = "decision_network", **options: Any
 ) -> VideoFunction:
     """DVSNet of a subject's networks."""
-    options = {"grid": (2, 2), "overlap": subject.overlap, "multiple": 8} | options
+    options = {"grid": subject.grid, "overlap": subject.overlap, "multiple": 8} | options
     return dvsnet(subject.segment, subject.flow, decide=subject.decide, policy=policy, **options)  # type: ignore[arg-type]
 
 

@@ -33,7 +33,7 @@ CALIBRATION = 50
 """Frames of the CamVid drive that are trained on; the 51 that follow are for judging."""
 
 SPEED = 0.3
-"""Metres a frame at cruise, at most: 32 km/h at 30 frames a second."""
+"""Metres a frame at cruise, at most: 16 km/h at the 15 frames a second of the others' pace."""
 
 RUNS = pathlib.Path("runs/dvsnet")
 """Where decision networks of CamVid are kept between runs."""
@@ -64,7 +64,8 @@ class Subject:
       decide: `decide(params, features)`, percent.
       params: Of the three.
       classes: How many there are to be judged.
-      overlap: What regions overlap by default, pixels.
+      grid: How regions are divided by default, (rows, columns): what `decide` learned on.
+      overlap: What they overlap by default, pixels.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Subject:
     decide: Callable[..., Any] | None
     params: DVSNetParams
     classes: int
+    grid: tuple[int, int]
     overlap: int
 
 
@@ -100,6 +102,7 @@ def drives(count: int = 12, frames: int = 20, *, speed: float = SPEED) -> Subjec
         decide=networks.decide,
         params=DVSNetParams(*networks.params),
         classes=11,
+        grid=(2, 2),
         overlap=16,
     )
 
@@ -129,11 +132,13 @@ def spynet_flow(levels: int, stride: int) -> Callable[[Any, jax.Array, jax.Array
     return flow
 
 
-def camvid(*, levels: int = 1, overlap: int = 8) -> Subject:
+def camvid(*, levels: int = 1, grid: tuple[int, int] = (1, 2), overlap: int = 8) -> Subject:
     """The second half of the CamVid drive with ESPNet and SPyNet, decisions learned on the first.
 
     Args:
       levels: Of SPyNet, from the coarsest; 1 makes a motion for every 8 pixels of a region.
+      grid: Of regions: a left and a right one by default, as the paper divides for DeepLab-v2,
+        since ESPNet needs to see more than a quarter of a frame.
       overlap: Of regions, pixels.
     """
     frames, labels = read_camvid()
@@ -147,19 +152,19 @@ def camvid(*, levels: int = 1, overlap: int = 8) -> Subject:
         decide=None,
         params=DVSNetParams(espnet_params, spynet_params[:levels]),
         classes=len(CLASS_NAMES) - 1,
+        grid=grid,
         overlap=overlap,
     )
-    decide, decision, _ = learned_decisions(subject, frames[:CALIBRATION], grid=(2, 2))
+    decide, decision, _ = learned_decisions(subject, frames[:CALIBRATION])
     return dataclasses.replace(
         subject, decide=decide, params=subject.params._replace(decision=decision)
     )
 
 
-def regions_of(subject: Subject, grid: tuple[int, int], overlap: int | None = None) -> Regions:
+def regions_of(subject: Subject) -> Regions:
     """How a subject's frames are divided."""
     height, width = subject.clips[0].frames.shape[2:4]
-    overlap = subject.overlap if overlap is None else overlap
-    return divide_frame((height, width), grid=grid, overlap=overlap, multiple=8)
+    return divide_frame((height, width), grid=subject.grid, overlap=subject.overlap, multiple=8)
 
 
 def pair_scores(
@@ -191,10 +196,10 @@ def pair_scores(
 
 
 def learned_decisions(
-    subject: Subject, frames: jax.Array, *, grid: tuple[int, int], epochs: int = 60
+    subject: Subject, frames: jax.Array, *, epochs: int = 60
 ) -> tuple[Callable[..., Any], Any, float]:
     """A decision network for a subject, its parameters and its error on the last ten frames."""
-    regions = regions_of(subject, grid)
+    regions = regions_of(subject)
     training = pair_scores(subject, frames[:-10], regions, both=True)
     validation = pair_scores(subject, frames[-10:], regions)
     network = DecisionNetwork(
