@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from dynvid.models.modules import unit_frames
 from dynvid.types import Frames, Params
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
@@ -352,8 +353,7 @@ class Darknet:
             raise ValueError(
                 f"images must be (S, H, W, {self.channels}); got {tuple(images.shape)}"
             )
-        integer = jnp.issubdtype(images.dtype, jnp.integer)
-        outputs = {-1: images.astype(jnp.float32) / 255 if integer else images}
+        outputs = {-1: unit_frames(images)}
         for i, layer in enumerate(self.layers):
             inputs = [outputs[n] for n in layer.sources]
             if len({x.shape[:3] for x in inputs}) > 1:

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from dynvid.models.decision_network import DecisionNetwork
-from dynvid.models.modules import from_nnx
+from dynvid.models.modules import from_nnx, unit_frames
 from dynvid.models.spynet import spynet_motion
 from dynvid.ops.warp import Motion, resize_motion
 from dynvid.types import Frames, Params
@@ -89,10 +89,7 @@ class DrivingSegmenter(nnx.Module):
         """
         if frames.ndim != 4 or frames.shape[3] != 3:
             raise ValueError(f"frames must be (S, H, W, 3); got {tuple(frames.shape)}")
-        x = frames
-        if jnp.issubdtype(x.dtype, jnp.integer):
-            x = x.astype(jnp.float32) / 255
-        x = 4 * x - 2
+        x = 4 * unit_frames(frames) - 2
         for conv in self.stem:
             x = nnx.relu(conv(x))
         for first, second in self.blocks:
@@ -178,10 +175,8 @@ def _large_enough(images: Frames) -> Frames:
     tall, wide = max(height, 64, -(-width // 8)), max(width, 64, -(-height // 8))
     if (tall, wide) == (height, width):
         return images
-    if jnp.issubdtype(images.dtype, jnp.integer):
-        images = images.astype(jnp.float32) / 255
     shape = (streams, tall, wide, channels)
-    return jax.image.resize(images, shape, "bilinear", antialias=False)
+    return jax.image.resize(unit_frames(images), shape, "bilinear", antialias=False)
 
 
 def init_driving_flow(key: jax.Array) -> Params:

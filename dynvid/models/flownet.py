@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from dynvid.models.modules import unit_frames
 from dynvid.ops.warp import Motion, resize_motion
 from dynvid.types import Frames, Params
 
@@ -289,7 +290,7 @@ def _activation(x: jax.Array) -> jax.Array:
 
 def _halved(frames: jax.Array) -> jax.Array:
     """Frames as blue, green and red in [0, 1], the mean over 2x2."""
-    if jnp.issubdtype(frames.dtype, jnp.integer):
-        frames = frames.astype(jnp.float32) / 255
     window = (1, 2, 2, 1)
-    return lax.reduce_window(frames[..., ::-1], 0.0, lax.add, window, window, "VALID") / 4
+    return (
+        lax.reduce_window(unit_frames(frames)[..., ::-1], 0.0, lax.add, window, window, "VALID") / 4
+    )

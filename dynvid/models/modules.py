@@ -3,9 +3,26 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen, nnx
 
 from dynvid.types import Frames, Output, Params
+
+
+def unit_frames(frames: Frames) -> jax.Array:
+    """Frames as floating point in [0, 1], which most networks begin with.
+
+    Args:
+      frames: `(S, H, W, C)`, integers of 0..255 or floating in [0, 1], which stay as they are.
+
+    Returns:
+      `(S, H, W, C)`, float32 of integers: `x / 255`.
+
+    >>> unit_frames(jnp.array([[[[0, 255]]]], jnp.uint8)).ravel()
+    Array([0., 1.], dtype=float32)
+    """
+    return frames.astype(jnp.float32) / 255 if jnp.issubdtype(frames.dtype, jnp.integer) else frames
 
 
 def from_nnx(module: nnx.Module) -> tuple[Callable[[Params, Frames], Output], Params]:

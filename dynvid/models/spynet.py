@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dynvid.models.modules import unit_frames
 from dynvid.ops.warp import Motion, warp
 from dynvid.types import Frames, Params
 
@@ -126,8 +127,7 @@ def _convolved(x: jax.Array, layer: Params) -> jax.Array:
 
 
 def _normalized(frames: jax.Array) -> jax.Array:
-    if jnp.issubdtype(frames.dtype, jnp.integer):
-        frames = frames.astype(jnp.float32) / 255
+    frames = unit_frames(frames)
     mean, deviation = (jnp.array(v, frames.dtype) for v in (_MEAN, _DEVIATION))
     return (frames - mean) / deviation
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynvid.models.modules import unit_frames
 from dynvid.ops.boxes import Detections, non_maximum_suppression
 from dynvid.types import Frames, Params
 
@@ -64,10 +65,7 @@ def synthetic_detector(params: Params, frames: Frames) -> SyntheticOutputs:
             "frames must be (S, H, W, 3) with H and W multiples of 8; "
             f"got shape {tuple(frames.shape)}"
         )
-    x = frames
-    if jnp.issubdtype(x.dtype, jnp.integer):
-        x = x.astype(jnp.float32) / 255
-    x = 4.0 * x - 2.0
+    x = 4.0 * unit_frames(frames) - 2.0
     last = len(_LAYERS) - 1
     for i, (_, stride) in enumerate(_LAYERS):
         x = jax.lax.conv_general_dilated(

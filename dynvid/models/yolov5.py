@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from dynvid.models.modules import unit_frames
 from dynvid.types import Frames, Params
 
 _EPSILON = 1e-3  # of the batch normalisation these networks are trained with
@@ -102,10 +103,7 @@ def yolov5(params: Params, frames: Frames) -> tuple[jax.Array, jax.Array, jax.Ar
         raise ValueError(
             f"frames must be (S, H, W, 3) with H and W multiples of 32; got {tuple(frames.shape)}"
         )
-    integer = jnp.issubdtype(frames.dtype, jnp.integer)
-    x = frames.astype(jnp.float32) / 255 if integer else frames
-
-    x = _conv(params, "model.0", x, stride=2)
+    x = _conv(params, "model.0", unit_frames(frames), stride=2)
     x = _conv(params, "model.1", x, stride=2)
     x = _c3(params, "model.2", x, shortcut=True)  # stride 4
     x = _conv(params, "model.3", x, stride=2)

@@ -119,7 +119,7 @@ def plot_report(
         label=f"mean {mean:.2%}",
         clip_on=False,
     )
-    scene_axes.set(title="Scene similarity", ylabel=f"{kept}, %", xlabel="frame")
+    scene_axes.set(title=f"{kept[0].upper()}{kept[1:]}", ylabel=f"{kept}, %", xlabel="frame")
     lowest = np.nanmin(unchanged) if np.isfinite(unchanged).any() else 0.0
     scene_axes.set_ylim(max(0.0, 1.0 - 1.25 * max(1.0 - lowest, 0.004)), 1.0)
     scene_axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
