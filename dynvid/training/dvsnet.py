@@ -246,15 +246,15 @@ def confidence_scores(
     return motion.features, label_agreement(expected, found, ignore=-1)
 
 
-class DecisionState(NamedTuple):
-    """All that the training of a decision network knows, epoch by epoch.
+class BestState(NamedTuple):
+    """All that a training knows that keeps its best, epoch by epoch.
 
     Attributes:
       params: The network's parameters.
       optimizer: What the optimizer keeps.
       step: How many epochs were made, int32.
       best: The parameters with the least error so far.
-      error: Theirs: the mean absolute error on the validation pairs, percent.
+      error: Theirs on the validation pairs, percent: the mean absolute error of decisions.
     """
 
     params: Params
@@ -276,7 +276,7 @@ def train_decision(
     seed: int = 0,
     checkpoints: Checkpoints | None = None,
     console: Console | None = None,
-) -> DecisionState:
+) -> BestState:
     """Trains a decision network on features and confidence scores (DVSNet 3.3 and 4.1).
 
     Mean squared error on percent, Adam, the learning rate times `decay` after every epoch; the
@@ -349,7 +349,7 @@ def train_decision(
         return optax.apply_updates(params, updates), kept
 
     @jax.jit
-    def validated(state: DecisionState) -> DecisionState:
+    def validated(state: BestState) -> BestState:
         found = scores_of(state.params, held_features, None)
         error = jnp.mean(jnp.abs(found - held_scores))
         better = error < state.error
@@ -357,7 +357,7 @@ def train_decision(
         least = jnp.where(better, error, state.error)
         return state._replace(step=state.step + 1, best=best, error=least)
 
-    def epoch(state: DecisionState, key: jax.Array) -> tuple[DecisionState, jax.Array]:
+    def epoch(state: BestState, key: jax.Array) -> tuple[BestState, jax.Array]:
         order_key, dropout_key = jax.random.split(key)
         order = jax.random.permutation(order_key, len(scores))[: turns * batch]
         params, kept = state.params, state.optimizer
@@ -366,7 +366,7 @@ def train_decision(
         state = validated(state._replace(params=params, optimizer=kept))
         return state, state.error
 
-    state = DecisionState(
+    state = BestState(
         params,
         optimizer.init(params),
         jnp.zeros((), jnp.int32),

@@ -58,9 +58,23 @@ def main(results: dict[str, Any]) -> str:
         ]
         parts += [f"figure 9, {subject}", table(["policy", "threshold", *_QUALITY[:5]], rows)]
     if "table2" in results:
-        drives = results["table2"]["synthetic drives"]
-        rows = [[name, f"{error:.2f}"] for name, error in drives.items()]
+        rows = [[name, f"{error:.2f}"] for name, error in results["table2"].items()]
         parts += ["table 2", table(["input", "mean absolute error, %"], rows)]
+    for subject, found in results.get("decision_error", {}).items():
+        rows = [[gap, f"{error:.2f}"] for gap, error in found["by_gap"].items()]
+        parts += [
+            f"decision error, {subject}: {found['mean_absolute_error_percent']:.2f}% on "
+            f"{found['pairs']} regions; always the mean: {found['error_of_the_mean_percent']:.2f}%",
+            table(["frames apart", "mean absolute error, %"], rows),
+        ]
+    for subject, found in results.get("bounds", {}).items():
+        ways = [name for name in next(iter(found.values())) if name != "segmented"]
+        rows = [
+            [gap, f"{row['segmented']:.1f}", *(f"{row[way]:.1f}" for way in ways)]
+            for gap, row in found.items()
+        ]
+        head = ["frames apart", "mIoU segmented", *(f"lost, {way}" for way in ways)]
+        parts += [f"bounds, {subject}", table(head, rows)]
     for subject, found in results.get("table3", {}).items():
         rows = [
             [
