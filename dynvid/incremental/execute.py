@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from dynvid.kernels.masked_conv import CellGrid, update_cells
 from dynvid.ops import cells, masks
 from dynvid.ops.refresh import moved_beyond, refreshed
 from dynvid.types import Work
+
+Reach = Literal["geometry", "mask"]
+"""What a changed pixel marks: all that it reaches through the layers, or what lies under it."""
 
 
 @dataclasses.dataclass
@@ -94,8 +97,9 @@ def _broadcast_of(value: Value) -> Node | None:
 class Runner:
     """One init or step of a plan: what is kept, while it is brought up to date unit by unit."""
 
-    def __init__(self, plan: Plan, params: Any):
+    def __init__(self, plan: Plan, params: Any, *, reach: Reach = "geometry"):
         self.plan = plan
+        self.reach = reach
         self.count = plan.graph.frames.shape[0]
         self.slot = {value: i for i, value in enumerate(plan.kept)}
         self.caches: list[Any] = [None] * len(plan.kept)
@@ -149,6 +153,12 @@ class Runner:
             return self.change[value]
         op = self.plan.ops.get(value.node) if value.node is not None else None
         inputs = value.node.inputs if value.node is not None else ()
+        if self.reach == "mask" and value in self.plan.layouts:
+            layout = self.plan.layouts[value]
+            frame = self.change[self.plan.graph.frames]
+            mask = masks.resize_mask(frame, (value.shape[layout.row], value.shape[layout.column]))
+            self.change[value] = mask
+            return mask
         moved = [self.mask(v) for v in inputs if v.frame_dependent and v not in self.plan.layouts]
         if op is None:
             mask = functools.reduce(jnp.logical_or, moved)
@@ -353,7 +363,10 @@ class Runner:
         total = jnp.sum(counts)
         limit = segment.break_even * active.size if segment.on_cells is not None else 0
         dense = total > limit
-        refresh = [value in self.plan.compared for value in segment.outputs]
+        # A cell may hold positions that are not marked. What they are computed as is what they were
+        # but where marks do not follow the geometry: then only what is marked is replaced.
+        held = self.reach == "mask"
+        refresh = [held or value in self.plan.compared for value in segment.outputs]
         halos = [self.plan.halos[value] for value in segment.outputs]
         carry = (
             [self.caches[i] for i in slots],
@@ -382,7 +395,8 @@ class Runner:
             carry = self._loop(segment, active, count, marked, refresh, carry)
         for i, cache in zip(slots, carry[0], strict=True):
             self.caches[i] = cache
-        self.change.update(zip(segment.outputs, carry[1], strict=True))
+        if not held:
+            self.change.update(zip(segment.outputs, carry[1], strict=True))
         return counts, dense
 
     def _loop(self, segment: Segment, active, total, marked, refresh: list[bool], carry):
@@ -431,7 +445,8 @@ class Runner:
         caches, marks = lax.cond(run, compute, skip)
         for value, i, cache, mark in zip(boundary.outputs, slots, caches, marks, strict=True):
             self.caches[i] = cache
-            self.change[value] = mark
+            if self.reach == "geometry" or value not in self.plan.layouts:
+                self.change[value] = mark
         return run.astype(jnp.float32)
 
     def _renew(self, value: Value, old, new, tolerance) -> tuple[jax.Array, jax.Array]:
@@ -440,6 +455,8 @@ class Runner:
             halo = self.plan.halos[value]
             inside = interior(old, halo)
             moved = self.renew | moved_beyond(new, inside, tolerance, axes=range(3, new.ndim))
+            if self.reach == "mask":
+                moved &= self.mask(value)
             return write_interior(old, refreshed(moved, new, inside), halo), moved
         axis = self.plan.streams.get(value)
         if axis is None:
