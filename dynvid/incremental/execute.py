@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
@@ -294,6 +295,54 @@ class Runner:
         mine = (plan.names, plan.layers, plan.stored_halos, len(self._winograd))
         return (state.names, state.layers, state.halos, len(state.weights)) == mine
 
+    def reads(self, state: State, changed: jax.Array) -> dict[Value, jax.Array | None]:
+        """Which positions of each kept map the next step reads, itself or as output.
+
+        Args:
+          state: What is kept; of a plan that compares nothing.
+          changed: The pixels that will be marked, `bool[S, H, W]`.
+
+        Returns:
+          `bool[S, h, w]` of each; None for all of it.
+        """
+        plan = self.plan
+        segments = [unit for unit in plan.units if isinstance(unit, Segment)]
+        boundaries = [unit for unit in plan.units if isinstance(unit, Boundary)]
+        made = {value for unit in boundaries for value in unit.outputs}
+        used = {v for unit in segments for node in unit.nodes for v in self._kept(node.inputs)}
+        whole = self._kept(plan.graph.outputs) | {v for unit in boundaries for v in unit.inputs}
+        if made & used:  # where those change is not known before they are computed
+            whole |= plan.layouts.keys() & self.slot.keys()
+        self.renew = ~same_sample(sample(self._params), state.parameters)
+        self.change = {plan.graph.frames: changed | self.renew}
+        found: dict[Value, jax.Array | None] = {
+            value: None if value in whole else jnp.zeros(self._mask_shape(value), bool)
+            for value in plan.layouts.keys() & self.slot.keys()
+        }
+        for segment in [] if made & used else segments:
+            marked = functools.reduce(jnp.logical_or, map(self.mask, segment.outputs))
+            active = masks.to_cells(marked, segment.cell)
+            part = segment.on_cells
+            dense = jnp.sum(active, dtype=jnp.int32) > segment.break_even * active.size
+            for value, window in (part or segment.on_frame).gathers:
+                if value not in self.slot or found[value] is None:
+                    continue
+                size = self._mask_shape(value)[1:]
+                found[value] |= _covered(active, window, size) | (dense if part else True)
+        return found
+
+    def _kept(self, values: Iterable[Value]) -> set[Value]:
+        """What is kept that some values are made of."""
+        found: set[Value] = set()
+        stack = [value for value in values if value.frame_dependent]
+        while stack:
+            value = stack.pop()
+            if value in self.slot:
+                found.add(value)
+            elif value.node is not None:
+                stack += [v for v in value.node.inputs if v.frame_dependent]
+        return found
+
     def step(
         self, state: State, frames: jax.Array, changed: jax.Array, *, composite: bool
     ) -> State:
@@ -474,6 +523,16 @@ class Runner:
         """What the function returns."""
         leaves = [self.evaluate(value) for value in self.plan.graph.outputs]
         return jax.tree.unflatten(self.plan.graph.structure, leaves)
+
+
+def _covered(active: jax.Array, window: Window, size: tuple[int, ...]) -> jax.Array:
+    """The positions of a map that the windows of active cells hold, `bool[S, h, w]`."""
+    covered = active.astype(jnp.float32)
+    for axis, (region, length) in enumerate(zip(window, size, strict=True), start=1):
+        at = np.arange(length)[:, None] - region.starts
+        holds = jnp.asarray((at >= 0) & (at < region.size), jnp.float32)
+        covered = jnp.moveaxis(jnp.tensordot(holds, covered, (1, axis)), 0, axis)
+    return covered > 0
 
 
 def _cell_count(segment: Segment) -> int:

@@ -37,14 +37,14 @@ def for_each[Buffers](
     count = jnp.sum(which, dtype=jnp.int32)
     order = jnp.argsort(~which, stable=True).astype(jnp.int32)  # those first, in their order
 
-    if chunk == len(which):
-        # Not a loop: of one item XLA sees that every turn is the same, moves it out of the loop,
-        # and runs it where there is no turn at all.
-        everything = order[jnp.minimum(jnp.arange(chunk), count - 1)]
-        return lax.cond(count > 0, lambda: turn(everything, buffers), lambda: buffers)
+    turns = (count + chunk - 1) // chunk
 
     def body(i: jax.Array, buffers: Buffers) -> Buffers:
         places = order[jnp.minimum(i * chunk + jnp.arange(chunk), count - 1)]
-        return turn(places, buffers)
+        if chunk < len(which):
+            return turn(places, buffers)
+        # Of a single chunk XLA sees that every turn is the same, moves what it computes out of the
+        # loop and runs it where there is no turn at all; but not out of a condition.
+        return lax.cond(i < turns, lambda: turn(places, buffers), lambda: buffers)
 
-    return lax.fori_loop(0, (count + chunk - 1) // chunk, body, buffers)
+    return lax.fori_loop(0, turns, body, buffers)

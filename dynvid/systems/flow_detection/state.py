@@ -138,15 +138,6 @@ class FlowDetectionState:
         return dataclasses.replace(self, inner=self.inner.restarted(which))
 
 
-def one_stream[State: VideoState](state: State, place: jax.Array) -> State:
-    """The state of one of several streams, as if it were the only one."""
-    return jax.tree.map(
-        lambda x, axis: x if axis < 0 else lax.dynamic_slice_in_dim(x, place, 1, axis),
-        state,
-        state.stream_axes(),
-    )
-
-
 def with_stream[State: VideoState](state: State, one: State, place: jax.Array) -> State:
     """The state of several streams with that of one of them replaced."""
 

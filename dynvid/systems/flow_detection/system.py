@@ -11,15 +11,14 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from dynvid.graph import count_macs
-from dynvid.incremental import incremental as make_incremental
-from dynvid.incremental import map_caches
+from dynvid.incremental import AlongMotion, along_motion
 from dynvid.incremental.execute import Reach
 from dynvid.ops import schedule
 from dynvid.ops.aggregate import dense_aggregation, recursive_aggregation
 from dynvid.ops.difference import unexplained_difference
 from dynvid.ops.masks import resize_mask
 from dynvid.ops.refresh import refreshed
-from dynvid.ops.warp import Border, Motion, resize_flow, resize_motion, warp, warp_by
+from dynvid.ops.warp import Border, Motion, resize_flow, resize_motion, warp_by
 from dynvid.systems.flow_detection.state import (
     FlowDetectionParams,
     FlowDetectionState,
@@ -27,7 +26,6 @@ from dynvid.systems.flow_detection.state import (
     Window,
     check_setting,
     empty_streams,
-    one_stream,
     setting_of,
     with_stream,
 )
@@ -223,7 +221,7 @@ def flow_detection(
         consistency=consistency,
         cut_threshold=cut_threshold,
         border=border,
-        inner=make_incremental(features, reference="previous", reach=reach) if spatial else None,
+        inner=along_motion(features, border=border, reach=reach) if spatial else None,
     )
 
     def padded(frames: jax.Array) -> jax.Array:
@@ -307,7 +305,7 @@ class _System(NamedTuple):
     consistency: Consistency
     cut_threshold: float | None
     border: Border
-    inner: VideoFunction | None
+    inner: AlongMotion | None
 
     def start(
         self,
@@ -395,7 +393,7 @@ class _System(NamedTuple):
             update = schedule.update_mask(judged.quality, judged.least[:, None, None]) != 0
         update &= ~key[:, None, None]
 
-        features, feature_macs = self._carried(params, state, images, key, update, found, shapes)
+        features, feature_macs = self._carried(params, state, images, key, update, found)
         features, inner = self._on_keys(params, images, key, features, state.inner)
         update |= key[:, None, None]
 
@@ -555,62 +553,36 @@ class _System(NamedTuple):
         key: jax.Array,
         update: jax.Array,
         found: _Found | None,
-        shapes: Features,
     ) -> tuple[Features, jax.Array]:
-        """PartialUpdate of all frames but key frames, and its multiply-accumulates."""
-        features = _zeros(_of_streams(shapes, len(images)))
+        """PartialUpdate of all streams but those with a key frame, and what it took."""
         macs = jnp.zeros(len(images), jnp.float32)
-        if self.key == "all":
+        if found is None:  # there are key frames only
+            return jax.tree.map(jnp.zeros_like, state.features), macs
+
+        def turn(place: jax.Array, features: Features) -> Features:
+            kept, motion = _at((state.features, found.motion), place)
+            new = self._warped(kept, motion)
+            return jax.tree.map(lambda x, y: x.at[place].set(y), features, new)
+
+        features = for_each(~key, turn, state.features)
+        if self.inner is None:
             return features, macs
-        assert found is not None
-        motions = found.motion
+        follow = self.inner
 
-        def turn(place: jax.Array, carry: tuple[Features, jax.Array]) -> tuple[Features, jax.Array]:
-            motion, kept = _at((motions, state.features), place)
-            new, spent = self._warped(kept, motion), jnp.float32(0)
-            if self.inner is not None:
-                new, spent = lax.cond(
-                    jnp.any(update[place]),
-                    lambda: self._updated(params, state, images, place, update, new, motion),
-                    lambda: (new, spent),
-                )
-            features, macs = carry
-            features = jax.tree.map(lambda x, y: x.at[place].set(y), features, new)
-            return features, macs.at[place].set(spent)
+        def updated() -> tuple[Features, jax.Array]:
+            mask = resize_mask(update, images.shape[1:3])
+            stepped, new = follow.step(
+                params.features, state.inner, images, mask, found.motion.flow
+            )
+            leaves, structure = jax.tree.flatten(features)
+            # Elsewhere they are the warped features, with the scale field if there is one.
+            leaves = [
+                refreshed(changed, x, y)
+                for changed, x, y in zip(stepped.changes, jax.tree.leaves(new), leaves, strict=True)
+            ]
+            return jax.tree.unflatten(structure, leaves), stepped.work.macs
 
-        return for_each(~key, turn, (features, macs))
-
-    def _updated(
-        self,
-        params: FlowDetectionParams,
-        state: FlowDetectionState,
-        images: jax.Array,
-        place: jax.Array,
-        update: jax.Array,
-        warped: Features,
-        motion: Motion,
-    ) -> tuple[Features, jax.Array]:
-        """PartialUpdate of one stream where U is set somewhere (Eq. 6 and 10)."""
-        assert self.inner is not None
-
-        def carried(kept: jax.Array, stride: tuple[float, float]) -> jax.Array:
-            del stride
-            flow = resize_flow(motion.flow, (kept.shape[1], kept.shape[2]))
-            flat = kept.reshape(*kept.shape[:3], -1)
-            moved = warp(flat, flow, border=self.border).reshape(kept.shape)
-            floating = jnp.issubdtype(kept.dtype, jnp.inexact)
-            return moved if floating else jnp.round(moved).astype(kept.dtype)
-
-        one = map_caches(one_stream(state.inner, place[0]), carried)
-        mask = resize_mask(update[place], images.shape[1:3])
-        one, new = self.inner.step(params.features, one, images[place], mask)
-        leaves, structure = jax.tree.flatten(new)
-        # Elsewhere they are the warped features to the bit, with the scale field if there is one.
-        leaves = [
-            refreshed(changed, x, y)
-            for changed, x, y in zip(one.changes, leaves, jax.tree.leaves(warped), strict=True)
-        ]
-        return jax.tree.unflatten(structure, leaves), one.work.macs[0]
+        return lax.cond(jnp.any(update), updated, lambda: (features, macs))
 
     def _warped(self, features: Features, motion: Motion) -> Features:
         """W(F_k, M), each map on its own grid."""

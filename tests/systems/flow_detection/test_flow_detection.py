@@ -108,13 +108,13 @@ def same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-# A mix of two maps that are not negative: two weights, each an exponential of a cosine of 4 channels
-# over a sum, two products and their sum; compilers fuse some of it. The last product of `warp` too.
+# A mix of two maps that are not negative: two weights, each an exponential of a cosine of four
+# channels over a sum, two products and their sum, all of which compilers may fuse.
 ROUNDING = 32 * np.finfo("f").eps
 
 
 def near(left, right):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=96 * ROUNDING), left, right)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=4 * ROUNDING), left, right)
 
 
 def per_frame(params, frames):
