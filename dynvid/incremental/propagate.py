@@ -29,12 +29,12 @@ class AlongMotion(NamedTuple):
 
     Attributes:
       init: `init(params, frames) -> (state, outputs)`, dense; as of `dynvid.incremental`.
-      step: `step(params, state, frames, mask, flow) -> (state, outputs)`: a later frame, from what
-        `state` keeps of an earlier one.
+      step: `step(params, state, scratch, frames, mask, flow) -> (scratch, outputs)`: a later frame,
+        from what `state` keeps of an earlier one.
     """
 
     init: InitFn
-    step: Callable[[Params, State, jax.Array, jax.Array, jax.Array], tuple[State, Any]]
+    step: Callable[[Params, State, State, jax.Array, jax.Array, jax.Array], tuple[State, Any]]
 
 
 def along_motion(
@@ -67,9 +67,11 @@ def along_motion(
 
     Returns:
       `init`, and `step` with a mask `bool[S, H, W]` and the flow `(S, h, w, 2)` of any grid, (dx,
-      dy) in its pixels, from the new frames to those of the state. The new state keeps only what
-      the next reader of its outputs needs: propagate from the state of a key frame, again and
-      again, not from what `step` returns.
+      dy) in its pixels, from the new frames to those of the state. `scratch` is any state of the
+      same function, such as the state itself or what the last step returned, and is written over:
+      donate it, or carry it through a loop, and nothing is allocated. What `step` returns has the
+      `work` and `changes` of the step; beyond its outputs its maps are not complete, so that the
+      next step, too, has to start from the state of the key frame.
 
     Raises:
       ValueError: As `incremental`, and for a flow of other streams.
@@ -78,12 +80,12 @@ def along_motion(
     integers are rounded once they are warped.
 
     >>> largest = lambda _, x: lax.reduce_window(
-    ...     x, 0.0, lax.max, (1, 1, 2, 1), (1, 1, 2, 1), "VALID")
+    ...     x, -jnp.inf, lax.max, (1, 1, 2, 1), (1, 1, 2, 1), "VALID")
     >>> follow = along_motion(largest)
     >>> state, _ = follow.init((), jnp.arange(8.0).reshape(1, 1, 8, 1))
     >>> mask, left = jnp.zeros((1, 1, 8), bool), jnp.zeros((1, 1, 4, 2)).at[..., 0].set(-1.0)
     >>> new = jnp.full((1, 1, 8, 1), 9.0)
-    >>> _, out = follow.step((), state, new, mask.at[0, 0, :2].set(True), left)
+    >>> _, out = follow.step((), state, state, new, mask.at[0, 0, :2].set(True), left)
     >>> out.ravel().tolist()
     [9.0, 1.0, 3.0, 5.0]
     """
@@ -91,7 +93,12 @@ def along_motion(
 
     @jax.jit
     def step(
-        params: Params, state: State, frames: jax.Array, mask: jax.Array, flow: jax.Array
+        params: Params,
+        state: State,
+        scratch: State,
+        frames: jax.Array,
+        mask: jax.Array,
+        flow: jax.Array,
     ) -> tuple[State, Any]:
         check_step(frames, state.reference, mask)
         if flow.ndim != 4 or flow.shape[0] != len(frames) or flow.shape[3] != 2:
@@ -99,23 +106,34 @@ def along_motion(
         plan = plan_for(fn, params, frames, cell=cell, break_even=break_even)
         reads = Runner(plan, params, reach=reach).reads(state, mask)
         flows: dict[tuple[int, int], jax.Array] = {}
-        caches = list(state.caches)
+        caches = list(scratch.caches)
         for i, (value, halo) in enumerate(zip(plan.kept, state.halos[1:], strict=True)):
-            if halo is not None:
+            if halo is None:
+                caches[i] = state.caches[i]
+            else:
                 (top, left), (bottom, right) = halo
-                size = (caches[i].shape[1] - top - bottom, caches[i].shape[2] - left - right)
+                height, width = caches[i].shape[1:3]
+                size = (height - top - bottom, width - left - right)
                 if size not in flows:
                     flows[size] = lax.optimization_barrier(resize_flow(flow, size))
-                caches[i] = _carried(caches[i], halo, flows[size], reads[value], border)
-        return video.step(params, dataclasses.replace(state, caches=tuple(caches)), frames, mask)
+                caches[i] = _carried(
+                    state.caches[i], caches[i], halo, flows[size], reads[value], border
+                )
+        carried = dataclasses.replace(state, frames=scratch.frames, caches=tuple(caches))
+        return video.step(params, carried, frames, mask)
 
     return AlongMotion(video.init, step)
 
 
 def _carried(
-    cache: jax.Array, halo: Halo, flow: jax.Array, reads: jax.Array | None, border: Border
+    cache: jax.Array,
+    scratch: jax.Array,
+    halo: Halo,
+    flow: jax.Array,
+    reads: jax.Array | None,
+    border: Border,
 ) -> jax.Array:
-    """A cache warped: all of it, or the cells of it that are read, and zero elsewhere."""
+    """A cache warped into another: all of it, or the cells of it that are read."""
     flat = cache.reshape(*cache.shape[:3], -1)
     floating = jnp.issubdtype(cache.dtype, jnp.inexact)
     flat = flat if floating else flat.astype(jnp.float32)
@@ -125,7 +143,7 @@ def _carried(
 
     if reads is None:
         new = stored(warp(interior(flat, halo), flow, border=border))
-        return write_interior(cache, new.reshape(*new.shape[:3], *cache.shape[3:]), halo)
+        return write_interior(scratch, new.reshape(*new.shape[:3], *cache.shape[3:]), halo)
     _, height, width, _ = flow.shape
     rows, columns = cells(height, _CELL), cells(width, _CELL)
     size = (rows.size, columns.size)
@@ -148,6 +166,12 @@ def _carried(
             )
         ]
 
-    empty = jnp.zeros(flat.shape, cache.dtype)
-    (new,), _ = update_cells(compute, [empty], listed, grid=grid, origins=[halo[0]], chunk=chunk)
+    (new,), _ = update_cells(
+        compute,
+        [scratch.reshape(flat.shape)],
+        listed,
+        grid=grid,
+        origins=[halo[0]],
+        chunk=chunk,
+    )
     return new.reshape(cache.shape)

@@ -56,6 +56,7 @@ class Window(NamedTuple):
         "threshold",
         "consistency_threshold",
         "inner",
+        "scratch",
         "window",
         "work",
     ],
@@ -76,6 +77,7 @@ class FlowDetectionState:
       consistency_threshold: Tau, or the largest difference that the warp may leave, `float32[S]`.
       inner: With `spatial` what the feature network keeps inside of the key frame: the state of its
         incremental version. Else None.
+      scratch: Another one, which frames between key frames write what they need of it into.
       window: The frames that are aggregated densely, and their features; else None.
       work: What the last step executed. `changed` is the mean of U, the share of positions whose
         features were computed anew. Its details are `key`, `bool[S]`; `score`, `float32[S]`, what
@@ -94,6 +96,7 @@ class FlowDetectionState:
     threshold: jax.Array
     consistency_threshold: jax.Array
     inner: Any
+    scratch: Any
     window: Window | None
     work: Work
     frame_size: tuple[int, int]
@@ -127,9 +130,11 @@ class FlowDetectionState:
 
     def stream_axes(self) -> "FlowDetectionState":
         """The same pytree with the stream axis of each leaf; -1 where it is of all streams."""
-        axes = jax.tree.map(lambda _: 0, dataclasses.replace(self, inner=None))
-        inner = None if self.inner is None else self.inner.stream_axes()
-        return dataclasses.replace(axes, inner=inner)
+        axes = jax.tree.map(lambda _: 0, dataclasses.replace(self, inner=None, scratch=None))
+        if self.inner is None:
+            return axes
+        inner = self.inner.stream_axes()
+        return dataclasses.replace(axes, inner=inner, scratch=inner)
 
     def restarted(self, which: jax.Array) -> "FlowDetectionState":
         """The state once some of its streams have been replaced; see `dynvid.replace_streams`."""

@@ -319,10 +319,10 @@ class _System(NamedTuple):
         streams = len(images)
         everywhere = jnp.ones(streams, bool)
         shapes = self._features_of(params, images)
-        inner = None
+        inner = scratch = None
         if self.inner is not None:
             one, _ = jax.eval_shape(self.inner.init, params.features, images[:1])
-            inner = empty_streams(one, streams)
+            inner = scratch = empty_streams(one, streams)
         empty = _zeros(_of_streams(shapes, streams))
         features, inner = self._on_keys(params, images, everywhere, empty, inner)
         window = None
@@ -341,6 +341,7 @@ class _System(NamedTuple):
             threshold=settings[0],
             consistency_threshold=settings[1],
             inner=inner,
+            scratch=scratch,
             window=window,
             work=_work(
                 macs,
@@ -393,7 +394,7 @@ class _System(NamedTuple):
             update = schedule.update_mask(judged.quality, judged.least[:, None, None]) != 0
         update &= ~key[:, None, None]
 
-        features, feature_macs = self._carried(params, state, images, key, update, found)
+        features, scratch, feature_macs = self._carried(params, state, images, key, update, found)
         features, inner = self._on_keys(params, images, key, features, state.inner)
         update |= key[:, None, None]
 
@@ -427,6 +428,7 @@ class _System(NamedTuple):
             threshold=state.threshold,
             consistency_threshold=state.consistency_threshold,
             inner=inner,
+            scratch=scratch,
             window=window,
             work=_work(
                 macs,
@@ -553,11 +555,11 @@ class _System(NamedTuple):
         key: jax.Array,
         update: jax.Array,
         found: _Found | None,
-    ) -> tuple[Features, jax.Array]:
+    ) -> tuple[Features, Any, jax.Array]:
         """PartialUpdate of all streams but those with a key frame, and what it took."""
         macs = jnp.zeros(len(images), jnp.float32)
         if found is None:  # there are key frames only
-            return jax.tree.map(jnp.zeros_like, state.features), macs
+            return jax.tree.map(jnp.zeros_like, state.features), state.scratch, macs
 
         def turn(place: jax.Array, features: Features) -> Features:
             kept, motion = _at((state.features, found.motion), place)
@@ -566,23 +568,28 @@ class _System(NamedTuple):
 
         features = for_each(~key, turn, state.features)
         if self.inner is None:
-            return features, macs
-        follow = self.inner
+            return features, None, macs
+        follow, scratch = self.inner, state.scratch
 
-        def updated() -> tuple[Features, jax.Array]:
-            mask = resize_mask(update, images.shape[1:3])
-            stepped, new = follow.step(
-                params.features, state.inner, images, mask, found.motion.flow
-            )
+        def turn_of_all(
+            i: jax.Array, carry: tuple[Features, Any, jax.Array]
+        ) -> tuple[Features, Any, jax.Array]:
+            features, scratch, _ = carry
+            # Tied to the turn, or XLA moves what it computes of them out of the loop.
+            _, mask, motion = lax.optimization_barrier((i, update, found.motion.flow))
+            mask = resize_mask(mask, images.shape[1:3])
+            scratch, new = follow.step(params.features, state.inner, scratch, images, mask, motion)
             leaves, structure = jax.tree.flatten(features)
             # Elsewhere they are the warped features, with the scale field if there is one.
             leaves = [
                 refreshed(changed, x, y)
-                for changed, x, y in zip(stepped.changes, jax.tree.leaves(new), leaves, strict=True)
+                for changed, x, y in zip(scratch.changes, jax.tree.leaves(new), leaves, strict=True)
             ]
-            return jax.tree.unflatten(structure, leaves), stepped.work.macs
+            return jax.tree.unflatten(structure, leaves), scratch, scratch.work.macs
 
-        return lax.cond(jnp.any(update), updated, lambda: (features, macs))
+        # A loop of one turn or none, where a condition would copy the scratch.
+        once = jnp.any(update).astype(jnp.int32)
+        return lax.fori_loop(0, once, turn_of_all, (features, scratch, macs))
 
     def _warped(self, features: Features, motion: Motion) -> Features:
         """W(F_k, M), each map on its own grid."""
