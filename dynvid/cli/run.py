@@ -328,7 +328,7 @@ def _summary(report: dict[str, Any], model: Model, system: System, *, unit: str)
     row("frames", "{} frames")
     row("mac_fraction", "{:.1%} of the multiply-accumulates", "mean over all but the first frame")
     row("scene_similarity", "{:.2%} of the " + system.kept)
-    row("score", "{:.3g}" + unit + " mean score", "what regions were chosen by")
+    row("score", "{:.3g}" + unit + " mean score", "what was decided by")
     if report["seconds_per_frame"] is not None:
         table.add_row(f"{1e3 * report['seconds_per_frame']:.1f} ms a frame", "median, network only")
     if report.get("speedup") is not None:

@@ -325,10 +325,10 @@ class Runner:
             part = segment.on_cells
             dense = jnp.sum(active, dtype=jnp.int32) > segment.break_even * active.size
             for value, window in (part or segment.on_frame).gathers:
-                if value not in self.slot or found[value] is None:
-                    continue
-                size = self._mask_shape(value)[1:]
-                found[value] |= _covered(active, window, size) | (dense if part else True)
+                held = found.get(value)  # None of the frames too
+                if held is not None:
+                    more = _covered(active, window, held.shape[1:]) | (dense if part else True)
+                    found[value] = held | more
         return found
 
     def _kept(self, values: Iterable[Value]) -> set[Value]:

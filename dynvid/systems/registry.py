@@ -349,12 +349,13 @@ def _flow_detection(
     frames: Sequence[Frames],
     *,
     at: str | Sequence[str] | None,
+    motion: str,
     **options: Any,
 ) -> VideoFunction:
     """Flow-guided detection with any detector, cut in two, and nothing trained for it.
 
-    The motion is that of the shipped flow network; what it leaves unexplained says what is updated
-    and when there is a key frame; features are compared as they are.
+    The motion is that of the shipped flow network, or none at all; what it leaves unexplained says
+    what is updated and when there is a key frame; features are compared as they are.
     """
     frame_size = (frames[0].shape[1], frames[0].shape[2])
     geometry = network.geometry(frame_size)
@@ -366,6 +367,8 @@ def _flow_detection(
     driving = load_driving_networks()
 
     def flow(params: Params, current: jax.Array, key: jax.Array) -> Motion:
+        if motion == "none":
+            return Motion(jnp.zeros((len(current), 1, 1, 2)))
         return Motion(driving.flow(params, _unit(current), _unit(key)).flow)
 
     video = flow_detection(
@@ -547,6 +550,7 @@ SYSTEMS: dict[str, System] = {
                         )
                     ),
                 ),
+                "motion": choice_option("network", "none"),
                 "key": choice_option("feature_consistency", "every", "all"),
                 "threshold": Option(
                     None,
