@@ -17,6 +17,20 @@ SCENE_CHANGE = 0.5
 """The share of pixels from which on a frame counts as another scene: a cut, or a light."""
 
 
+class Propagation(NamedTuple):
+    """What a frame was made of where features are carried from a key frame.
+
+    Attributes:
+      key: Whether it is a key frame itself.
+      update_mask: `(h, w)` bool, which positions were computed anew.
+      motion: `(h, w, 2)`, (dx, dy) in pixels of that grid, from this frame to the key frame.
+    """
+
+    key: bool
+    update_mask: np.ndarray
+    motion: np.ndarray
+
+
 class FrameResult(NamedTuple):
     """One frame and all that is known of it.
 
@@ -26,12 +40,14 @@ class FrameResult(NamedTuple):
         the first frame. None where the system's state has no reference frame.
       result: What the task made of the outputs, NumPy arrays without their stream axis.
       measures: The numbers.
+      propagation: What was carried and what computed; None where a system has no key frames.
     """
 
     frame: np.ndarray
     changed: np.ndarray | None
     result: Result
     measures: Measures
+    propagation: Propagation | None = None
 
 
 def run_video(
@@ -97,7 +113,9 @@ def run_video(
     everything = None if _reference(state, x) is None else np.ones(size, bool)
     unknown = float("nan")
     measures = Measures(1.0, *[unknown] * 6)._replace(**_of_regions(state))
-    yield FrameResult(first, everything, _of_one(decode(params, outputs)), measures)
+    yield FrameResult(
+        first, everything, _of_one(decode(params, outputs)), measures, _propagation(state)
+    )
 
     for index, frame in enumerate(frames):
         x = jax.block_until_ready(jnp.asarray(frame)[None])
@@ -141,7 +159,7 @@ def run_video(
             agreement,
             **_of_regions(state),
         )
-        yield FrameResult(frame, changed, _of_one(results), measures)
+        yield FrameResult(frame, changed, _of_one(results), measures, _propagation(state))
 
 
 def _reference(state: Any, frames: Frames) -> jax.Array | None:
@@ -154,8 +172,16 @@ def _reference(state: Any, frames: Frames) -> jax.Array | None:
 def _of_regions(state: Any) -> dict[str, float]:
     """The measures of a frame's regions: how many were segmented, and their mean score."""
     details = state.work.details
-    named = (("segmented", "segmented"), ("score", "scores"))
+    named = (("segmented", "segmented"), ("score", "scores"), ("score", "score"))
     return {name: float(jnp.mean(details[key])) for name, key in named if key in details}
+
+
+def _propagation(state: Any) -> Propagation | None:
+    details = state.work.details
+    if not {"key", "update_mask", "motion"} <= details.keys():
+        return None
+    update_mask, motion = (np.asarray(details[name][0]) for name in ("update_mask", "motion"))
+    return Propagation(bool(details["key"][0]), update_mask, motion)
 
 
 def _timed(function: Callable, *arguments: Any) -> tuple[Any, float]:

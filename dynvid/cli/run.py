@@ -51,7 +51,7 @@ from dynvid.errors import UsageError, one_line
 from dynvid.files import output_folder
 from dynvid.measures import RunMeasures
 from dynvid.models.zoo import Model, load_model
-from dynvid.runner import run_video
+from dynvid.runner import FrameResult, run_video
 from dynvid.systems.registry import SYSTEMS, System
 from dynvid.tasks import Segmentation
 from dynvid.types import VideoFunction
@@ -105,9 +105,11 @@ def run(
             "How much a pixel must differ from the one that the caches were computed from to count "
             "as changed, in grey levels of 0..255. 0 recomputes all that differs at all. For "
             "dvsnet: the expected confidence below which a region is segmented anew, in percent, "
-            "or what its other policies compare, in their units.",
+            "or what its other policies compare, in their units. For flow-detection: the share of "
+            "inconsistent features above which a frame becomes a key frame, or with --set "
+            "key=every the frames between two.",
             metavar="NUMBER",
-            default="15; dyncnn: 20; ifmdc: 0; dvsnet: 92",
+            default="15; dyncnn: 20; ifmdc: 0; dvsnet: 92; flow-detection: 0.2",
         ),
     ] = None,
     truncation: Annotated[
@@ -117,7 +119,7 @@ def run(
             "this much, in units of its layer's root mean square on the first frame. 0 is exact; "
             "more saves more.",
             metavar="RMS",
-            default="0.5; ifmdc: 0; dvsnet: only with --set incremental=true",
+            default="0.5; ifmdc: 0; dvsnet: only with --set incremental=true; flow-detection: none",
         ),
     ] = None,
     max_frames: MaxFramesOption = None,
@@ -157,6 +159,8 @@ def run(
     dynvid run street.mp4 --model yolov5n.pt --system ifmdc --set at=model.4 levels=33
 
     dynvid run drive.mp4 --system dvsnet --threshold 90
+
+    dynvid run street.mp4 --model yolov5n.pt --system flow-detection
 
     dynvid run rtsp://camera/1 --model yolov5n.pt --max-frames 500 --out runs/door
     """
@@ -211,11 +215,7 @@ def run(
                     with contextlib.closing(results), progress(video.length) as advance:  # type: ignore[type-var]
                         for result in results:
                             work.append(result.measures.mac_fraction)
-                            picture = annotate_frame(
-                                loaded.task.draw(result.frame, result.result),
-                                changed=result.changed,
-                                work=list(work),
-                            )
+                            picture = _picture(loaded, result, list(work))
                             writer.write(picture)
                             measures.add(result.measures)
                             advance(result.measures)
@@ -247,6 +247,21 @@ def run(
     console.print(_summary(report, loaded, chosen, unit=chosen.score_unit(given)))
     console.print(f"annotated.mp4, report.png and report.json are in {out}", soft_wrap=True)
     return 130 if interrupted else 0
+
+
+def _picture(model: Model, result: FrameResult, work: list[float]) -> np.ndarray:
+    """Everything there is to show of a frame."""
+    picture = model.task.draw(result.frame, result.result)
+    carried = result.propagation
+    if carried is None:
+        return annotate_frame(picture, changed=result.changed, work=work)
+    return annotate_frame(
+        picture,
+        changed=carried.update_mask,
+        motion=None if carried.key else carried.motion,
+        key=carried.key,
+        work=work,
+    )
 
 
 def _given(**flags: float | None) -> dict[str, Any]:
@@ -313,7 +328,7 @@ def _summary(report: dict[str, Any], model: Model, system: System, *, unit: str)
     row("frames", "{} frames")
     row("mac_fraction", "{:.1%} of the multiply-accumulates", "mean over all but the first frame")
     row("scene_similarity", "{:.2%} of the " + system.kept)
-    row("score", "{:.3g}" + unit + " mean score", "what regions were chosen by")
+    row("score", "{:.3g}" + unit + " mean score", "what was decided by")
     if report["seconds_per_frame"] is not None:
         table.add_row(f"{1e3 * report['seconds_per_frame']:.1f} ms a frame", "median, network only")
     if report.get("speedup") is not None:

@@ -1,15 +1,18 @@
 """`incremental(fn)`: any frame function, run incrementally on a video."""
 
 from dynvid.incremental.explain import Explanation, explain
+from dynvid.incremental.propagate import AlongMotion, along_motion
 from dynvid.incremental.state import State
 from dynvid.incremental.transform import incremental, map_caches
 from dynvid.incremental.tune import Trial, Tuning, relative_agreement, tune
 
 __all__ = [
+    "AlongMotion",
     "Explanation",
     "State",
     "Trial",
     "Tuning",
+    "along_motion",
     "explain",
     "incremental",
     "map_caches",

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ from dynvid.kernels.masked_conv import CellGrid, update_cells
 from dynvid.ops import cells, masks
 from dynvid.ops.refresh import moved_beyond, refreshed
 from dynvid.types import Work
+
+Reach = Literal["geometry", "mask"]
+"""What a changed pixel marks: all that it reaches through the layers, or what lies under it."""
 
 
 @dataclasses.dataclass
@@ -94,8 +98,9 @@ def _broadcast_of(value: Value) -> Node | None:
 class Runner:
     """One init or step of a plan: what is kept, while it is brought up to date unit by unit."""
 
-    def __init__(self, plan: Plan, params: Any):
+    def __init__(self, plan: Plan, params: Any, *, reach: Reach = "geometry"):
         self.plan = plan
+        self.reach = reach
         self.count = plan.graph.frames.shape[0]
         self.slot = {value: i for i, value in enumerate(plan.kept)}
         self.caches: list[Any] = [None] * len(plan.kept)
@@ -149,6 +154,12 @@ class Runner:
             return self.change[value]
         op = self.plan.ops.get(value.node) if value.node is not None else None
         inputs = value.node.inputs if value.node is not None else ()
+        if self.reach == "mask" and value in self.plan.layouts:
+            layout = self.plan.layouts[value]
+            frame = self.change[self.plan.graph.frames]
+            mask = masks.resize_mask(frame, (value.shape[layout.row], value.shape[layout.column]))
+            self.change[value] = mask
+            return mask
         moved = [self.mask(v) for v in inputs if v.frame_dependent and v not in self.plan.layouts]
         if op is None:
             mask = functools.reduce(jnp.logical_or, moved)
@@ -284,6 +295,54 @@ class Runner:
         mine = (plan.names, plan.layers, plan.stored_halos, len(self._winograd))
         return (state.names, state.layers, state.halos, len(state.weights)) == mine
 
+    def reads(self, state: State, changed: jax.Array) -> dict[Value, jax.Array | None]:
+        """Which positions of each kept map the next step reads, itself or as output.
+
+        Args:
+          state: What is kept; of a plan that compares nothing.
+          changed: The pixels that will be marked, `bool[S, H, W]`.
+
+        Returns:
+          `bool[S, h, w]` of each; None for all of it.
+        """
+        plan = self.plan
+        segments = [unit for unit in plan.units if isinstance(unit, Segment)]
+        boundaries = [unit for unit in plan.units if isinstance(unit, Boundary)]
+        made = {value for unit in boundaries for value in unit.outputs}
+        used = {v for unit in segments for node in unit.nodes for v in self._kept(node.inputs)}
+        whole = self._kept(plan.graph.outputs) | {v for unit in boundaries for v in unit.inputs}
+        if made & used:  # where those change is not known before they are computed
+            whole |= plan.layouts.keys() & self.slot.keys()
+        self.renew = ~same_sample(sample(self._params), state.parameters)
+        self.change = {plan.graph.frames: changed | self.renew}
+        found: dict[Value, jax.Array | None] = {
+            value: None if value in whole else jnp.zeros(self._mask_shape(value), bool)
+            for value in plan.layouts.keys() & self.slot.keys()
+        }
+        for segment in [] if made & used else segments:
+            marked = functools.reduce(jnp.logical_or, map(self.mask, segment.outputs))
+            active = masks.to_cells(marked, segment.cell)
+            part = segment.on_cells
+            dense = jnp.sum(active, dtype=jnp.int32) > segment.break_even * active.size
+            for value, window in (part or segment.on_frame).gathers:
+                held = found.get(value)  # None of the frames too
+                if held is not None:
+                    more = _covered(active, window, held.shape[1:]) | (dense if part else True)
+                    found[value] = held | more
+        return found
+
+    def _kept(self, values: Iterable[Value]) -> set[Value]:
+        """What is kept that some values are made of."""
+        found: set[Value] = set()
+        stack = [value for value in values if value.frame_dependent]
+        while stack:
+            value = stack.pop()
+            if value in self.slot:
+                found.add(value)
+            elif value.node is not None:
+                stack += [v for v in value.node.inputs if v.frame_dependent]
+        return found
+
     def step(
         self, state: State, frames: jax.Array, changed: jax.Array, *, composite: bool
     ) -> State:
@@ -353,7 +412,10 @@ class Runner:
         total = jnp.sum(counts)
         limit = segment.break_even * active.size if segment.on_cells is not None else 0
         dense = total > limit
-        refresh = [value in self.plan.compared for value in segment.outputs]
+        # A cell may hold positions that are not marked. What they are computed as is what they were
+        # but where marks do not follow the geometry: then only what is marked is replaced.
+        held = self.reach == "mask"
+        refresh = [held or value in self.plan.compared for value in segment.outputs]
         halos = [self.plan.halos[value] for value in segment.outputs]
         carry = (
             [self.caches[i] for i in slots],
@@ -382,7 +444,8 @@ class Runner:
             carry = self._loop(segment, active, count, marked, refresh, carry)
         for i, cache in zip(slots, carry[0], strict=True):
             self.caches[i] = cache
-        self.change.update(zip(segment.outputs, carry[1], strict=True))
+        if not held:
+            self.change.update(zip(segment.outputs, carry[1], strict=True))
         return counts, dense
 
     def _loop(self, segment: Segment, active, total, marked, refresh: list[bool], carry):
@@ -431,7 +494,8 @@ class Runner:
         caches, marks = lax.cond(run, compute, skip)
         for value, i, cache, mark in zip(boundary.outputs, slots, caches, marks, strict=True):
             self.caches[i] = cache
-            self.change[value] = mark
+            if self.reach == "geometry" or value not in self.plan.layouts:
+                self.change[value] = mark
         return run.astype(jnp.float32)
 
     def _renew(self, value: Value, old, new, tolerance) -> tuple[jax.Array, jax.Array]:
@@ -440,6 +504,8 @@ class Runner:
             halo = self.plan.halos[value]
             inside = interior(old, halo)
             moved = self.renew | moved_beyond(new, inside, tolerance, axes=range(3, new.ndim))
+            if self.reach == "mask":
+                moved &= self.mask(value)
             return write_interior(old, refreshed(moved, new, inside), halo), moved
         axis = self.plan.streams.get(value)
         if axis is None:
@@ -457,6 +523,16 @@ class Runner:
         """What the function returns."""
         leaves = [self.evaluate(value) for value in self.plan.graph.outputs]
         return jax.tree.unflatten(self.plan.graph.structure, leaves)
+
+
+def _covered(active: jax.Array, window: Window, size: tuple[int, ...]) -> jax.Array:
+    """The positions of a map that the windows of active cells hold, `bool[S, h, w]`."""
+    covered = active.astype(jnp.float32)
+    for axis, (region, length) in enumerate(zip(window, size, strict=True), start=1):
+        at = np.arange(length)[:, None] - region.starts
+        holds = jnp.asarray((at >= 0) & (at < region.size), jnp.float32)
+        covered = jnp.moveaxis(jnp.tensordot(holds, covered, (1, axis)), 0, axis)
+    return covered > 0
 
 
 def _cell_count(segment: Segment) -> int:

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dynvid.graph.trace import trace
-from dynvid.incremental.execute import Runner
+from dynvid.incremental.execute import Reach, Runner
 from dynvid.incremental.plan import Plan, make_plan
 from dynvid.incremental.state import State, check_setting, interior, is_zero, write_interior
 from dynvid.ops.difference import changed_pixels
@@ -25,6 +25,7 @@ def incremental(
     channels: Literal["any", "gray", "mean"] = "any",
     cell: int | None = None,
     break_even: float | None = None,
+    reach: Reach = "geometry",
 ) -> VideoFunction:
     """Turns a frame function into one that recomputes only what changed, as `jax.grad` does grads.
 
@@ -51,6 +52,11 @@ def incremental(
       cell: The side of a cell; chosen by layer where None.
       break_even: Above this share of active cells a layer runs on whole frames, 0 to 1; as measured
         on the device where None, never where 1.
+      reach: What a changed pixel marks in a layer: with "geometry" all positions that it reaches
+        through the layers before; with "mask" those that lie under it, the mask of the frame
+        resized to the layer's grid by the nearest neighbour. So the update mask U^(n) of Zhu et
+        al. 2018 (3.2, Eq. 6 and 10) picks what layer n computes, and everything else stays what
+        `map_caches` made of it: work is in proportion to the mask however deep the network is.
 
     Returns:
       A `VideoFunction`: `init(params, frames)`, dense; `step(params, state, frames, mask=None)`
@@ -75,7 +81,9 @@ def incremental(
     is within its truncation of its layer applied to the cached inputs, at every frame. Outside of
     `state.changes` an output is exactly what it was, on integer-valued networks; on others within
     rounding, as cells are computed whole. With `reference="previous"` and a threshold or a mask,
-    what changed unmarked may come along with its neighbours.
+    what changed unmarked may come along with its neighbours. With `reach="mask"` approximate
+    because what a change reaches beyond the mask is not computed; exact where all is marked, and
+    exactly the layer-by-layer blend of Eq. 6 elsewhere.
 
     >>> blur = lambda kernel, x: jax.lax.conv_general_dilated(
     ...     x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -99,6 +107,8 @@ def incremental(
         raise ValueError(f"cell must be a positive number of pixels or None; got {cell!r}")
     if break_even is not None and not 0 <= break_even <= 1:
         raise ValueError(f"break_even must be between 0 and 1 or None; got {break_even!r}")
+    if reach not in get_args(Reach):
+        raise ValueError(f"reach must be one of {', '.join(get_args(Reach))}; got {reach!r}")
 
     def plan(params: Params, frames: jax.Array) -> Plan:
         return plan_for(fn, params, frames, compares=compares, cell=cell, break_even=break_even)
@@ -119,7 +129,7 @@ def incremental(
         changed = mask
         if changed is None:
             changed = changed_pixels(frames, old, threshold=state.threshold, channels=channels)
-        runner = Runner(plan(params, old), params)
+        runner = Runner(plan(params, old), params, reach=reach)
         if not runner.fits(state):
             raise ValueError(_ANOTHER)
         state = runner.step(state, frames, changed, composite=reference == "last_used")
@@ -179,9 +189,12 @@ def plan_for(
 
 
 def map_caches(
-    state: State, transform: Callable[[jax.Array, tuple[float, float]], jax.Array]
+    state: State,
+    transform: Callable[[jax.Array, tuple[float, float]], jax.Array],
+    *,
+    select: Callable[[str, tuple[int, int]], bool] | None = None,
 ) -> State:
-    """Applies a function to every cached feature map, to warp them between steps (Zhu 2018, 3.2).
+    """Applies a function to cached feature maps, to warp them between steps (Zhu 2018, 3.2).
 
     Args:
       state: The state of an incremental function.
@@ -204,6 +217,9 @@ def map_caches(
     >>> map_caches(state, lambda x, stride: print(x.shape, stride) or x) is not None
     (1, 2, 2, 1) (2.0, 2.0)
     True
+    >>> same = map_caches(state, jnp.zeros_like, select=lambda name, grid: grid != (2, 2))
+    >>> same.caches[0].sum().item()
+    16.0
     """
     height, width = state.reference.shape[1:3]
     caches = []
@@ -212,6 +228,9 @@ def map_caches(
             caches.append(cache)
             continue
         old = interior(cache, halo)
+        if select is not None and not select(state.names[i], (old.shape[1], old.shape[2])):
+            caches.append(cache)
+            continue
         new = transform(old, (height / old.shape[1], width / old.shape[2]))
         if new.shape != old.shape:
             raise ValueError(

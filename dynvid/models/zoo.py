@@ -188,6 +188,10 @@ class Model:
         """A camera's frames laid into the network's input: RGB of 0..255, `(S, h, w, 3)`."""
         return self.task.preprocessing.resize(frames)
 
+    def on_images(self, params: Params, images: jax.Array) -> Output:
+        """The network's raw outputs for what `resize` returns, or for parts of it."""
+        return self.network(params, self.task.preprocessing.normalise(images))
+
     def class_scores(self, params: Params, images: jax.Array) -> jax.Array:
         """The network's scores for what `resize` returns, or for parts of it.
 
@@ -196,7 +200,7 @@ class Model:
         """
         if not isinstance(self.task, Segmentation):
             raise ValueError(f"{self.name} must be for segmentation; got one for {self.task.name}")
-        outputs = self.network(params, self.task.preprocessing.normalise(images))
+        outputs = self.on_images(params, images)
         return self.task.class_scores(outputs, size=(images.shape[1], images.shape[2]))
 
     def check(self, frame_size: tuple[int, int]) -> None:

@@ -317,7 +317,7 @@ def chunk_size(cells: int, area: int, window_bytes: int, *, target_bytes: int, r
     """How many cells one turn of the loop takes.
 
     As many as stay in a second-level cache, but enough positions for a matrix product to run at
-    full speed.
+    full speed, as long as their windows take no more than eight times the target.
 
     Args:
       cells: The number of cells there are; a chunk is never larger.
@@ -329,7 +329,9 @@ def chunk_size(cells: int, area: int, window_bytes: int, *, target_bytes: int, r
     >>> chunk_size(1000, 16, 1 << 16, target_bytes=1 << 20, rows=128)
     16
     """
-    count = max(target_bytes // max(1, window_bytes), rows // area, 1)
+    fitting = target_bytes // max(1, window_bytes)
+    # Windows of widely dilated kernels are so large that reading them costs more than it gains.
+    count = max(fitting, min(rows // area, 8 * target_bytes // max(1, window_bytes)), 1)
     return min(cells, 1 << int(math.log2(count)))
 
 

@@ -4,11 +4,15 @@ DynCNN, section 3.1 (comparison layer), Eq. 1-2.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
+
+from dynvid.ops.warp import resize_flow, warp
 
 Channels = Literal["any", "gray", "mean"]
 
@@ -120,6 +124,53 @@ def scene_similarity(
     pixels = changed.shape[1] * changed.shape[2]
     same = pixels - jnp.sum(changed, axis=(1, 2), dtype=jnp.int32)
     return same.astype(jnp.float32) / pixels
+
+
+def unexplained_difference(
+    current: jax.Array, key: jax.Array, flow: jax.Array, size: Sequence[int]
+) -> jax.Array:
+    """Measures what a motion field leaves unexplained, position by position of a coarser grid.
+
+    `r(p) = mean over the pixels q of p of mean_c |I_i,c(q) - W(I_k, M)_c(q)|`, where q belongs to
+    the position `floor((q + 1/2) h / H)`: small where things moved as the field says, large where
+    something was uncovered, came in or changed. Not in the paper, which learns what to trust.
+
+    Args:
+      current: I_i, `(S, H, W, C)`, uint8 or floating.
+      key: I_k, same shape and dtype.
+      flow: M, `(S, a, b, 2)` floating, (dx, dy) in pixels of its own grid, from I_i to I_k.
+      size: (h, w) of the coarser grid, at most (H, W).
+
+    Returns:
+      `(S, h, w)` floating, in the unit of the frames. What comes from outside the key frame counts
+      as zero there.
+
+    Raises:
+      ValueError: The shapes or dtypes do not fit, or the grid is not coarser.
+
+    >>> key = jnp.zeros((1, 2, 4, 1)).at[0, :, 0].set(8.0)
+    >>> right = jnp.zeros((1, 2, 4, 2)).at[..., 0].set(-1.0)
+    >>> unexplained_difference(jnp.roll(key, 1, axis=2), key, right, (1, 2)).tolist()
+    [[[0.0, 0.0]]]
+    >>> unexplained_difference(jnp.roll(key, 3, axis=2), key, right, (1, 2)).tolist()
+    [[[4.0, 4.0]]]
+    """
+    _check(current, key, "mean")
+    if not all(1 <= n <= length for n, length in zip(size, current.shape[1:3], strict=True)):
+        raise ValueError(
+            f"size must be a grid of 1 to {tuple(current.shape[1:3])} positions; got {tuple(size)}"
+        )
+    wide = jnp.promote_types(current.dtype, jnp.float32)
+    height, width = current.shape[1:3]
+    warped = warp(key.astype(wide), resize_flow(flow, (height, width)))
+    difference = frame_difference(current.astype(wide), warped, channels="mean")
+    for axis, count in ((1, size[0]), (2, size[1])):
+        length = difference.shape[axis]
+        at = (2 * np.arange(length) + 1) * count // (2 * length)
+        share = (at == np.arange(count)[:, None]) / np.bincount(at, minlength=count)[:, None]
+        share = jnp.asarray(share, difference.dtype)
+        difference = jnp.moveaxis(jnp.tensordot(share, difference, (1, axis)), 0, axis)
+    return difference
 
 
 def _reaches(difference: jax.Array, threshold: ArrayLike) -> jax.Array:

@@ -19,6 +19,13 @@ from dynvid.systems.dense import dense
 from dynvid.systems.dvsnet import DVSNetParams, DVSNetState, dvsnet
 from dynvid.systems.dvsnet.system import Policy
 from dynvid.systems.dyncnn import dyncnn
+from dynvid.systems.flow_detection import (
+    FlowDetectionParams,
+    FlowDetectionState,
+    flow_detection,
+    split_detector,
+)
+from dynvid.systems.flow_detection.system import KeyRule, Propagated
 from dynvid.systems.ifmdc import Settings, calibrated_settings, ifmdc_network
 from dynvid.types import Frames, Output, Params, VideoFunction
 
@@ -51,6 +58,10 @@ class Network(Protocol):
 
     def resize(self, frames: Frames) -> jax.Array:
         """Frames laid into its input: RGB of 0..255, `(S, h, w, 3)`."""
+        ...
+
+    def on_images(self, params: Params, images: jax.Array) -> Output:
+        """Its raw outputs for what `resize` returns, or parts of it."""
         ...
 
     def class_scores(self, params: Params, images: jax.Array) -> jax.Array:
@@ -303,25 +314,87 @@ def _dvsnet(
     def together(params: Params) -> DVSNetParams:
         return DVSNetParams(params, *networks.params[1:])
 
-    def resized(frames: Frames) -> jax.Array:
-        expected = (*frame_size, 3)
-        if frames.ndim != 4 or frames.shape[1:] != expected or frames.dtype != jnp.uint8:
-            raise ValueError(
-                f"frames must be uint8(S, {', '.join(map(str, expected))}) as the first ones were; "
-                f"got {frames.dtype}{list(frames.shape)}"
-            )
-        return network.resize(frames)
-
     @jax.jit
     def init(params: Params, frames: Frames) -> tuple[DVSNetState, LabelMap]:
-        return video.init(together(params), resized(frames))
+        return video.init(together(params), _resized(network, frames, frame_size))
 
     @jax.jit
     def step(
         params: Params, state: DVSNetState, frames: Frames, mask: jax.Array | None = None
     ) -> tuple[DVSNetState, LabelMap]:
         moved = None if mask is None else geometry.mask_to_network(mask)
-        return video.step(together(params), state, resized(frames), moved)
+        images = _resized(network, frames, frame_size)
+        return video.step(together(params), state, images, moved)
+
+    return VideoFunction(init, step)
+
+
+def _resized(network: Network, frames: Frames, frame_size: tuple[int, int]) -> jax.Array:
+    """A camera's frames as the network's input.
+
+    Raises:
+      ValueError: They are of another size than the first ones.
+    """
+    expected = (*frame_size, 3)
+    if frames.ndim != 4 or frames.shape[1:] != expected or frames.dtype != jnp.uint8:
+        raise ValueError(
+            f"frames must be uint8(S, {', '.join(map(str, expected))}) as the first ones were; "
+            f"got {frames.dtype}{list(frames.shape)}"
+        )
+    return network.resize(frames)
+
+
+def _flow_detection(
+    network: Network,
+    frames: Sequence[Frames],
+    *,
+    at: str | Sequence[str] | None,
+    motion: str,
+    **options: Any,
+) -> VideoFunction:
+    """Flow-guided detection with any detector, cut in two, and nothing trained for it.
+
+    The motion is that of the shipped flow network, or none at all; what it leaves unexplained says
+    what is updated and when there is a key frame; features are compared as they are.
+    """
+    frame_size = (frames[0].shape[1], frames[0].shape[2])
+    geometry = network.geometry(frame_size)
+    multiple = math.lcm(MULTIPLE, network.multiple)
+    image = jax.eval_shape(network.resize, frames[0][:1])
+    size = (-(-side // multiple) * multiple for side in image.shape[1:3])
+    image = jax.ShapeDtypeStruct((1, *size, 3), image.dtype)
+    parts = split_detector(network.on_images, network.params, image, at=at)
+    driving = load_driving_networks()
+
+    def flow(params: Params, current: jax.Array, key: jax.Array) -> Motion:
+        if motion == "none":
+            return Motion(jnp.zeros((len(current), 1, 1, 2)))
+        return Motion(driving.flow(params, _unit(current), _unit(key)).flow)
+
+    video = flow_detection(
+        parts.features,
+        parts.detect,
+        flow=flow,
+        embed=lambda params, features: features,
+        consistency="residual",
+        multiple=multiple,
+        **options,
+    )
+
+    def together(params: Params) -> FlowDetectionParams:
+        return FlowDetectionParams(params, params, driving.params[1])
+
+    @jax.jit
+    def init(params: Params, frames: Frames) -> tuple[FlowDetectionState, Output]:
+        return video.init(together(params), _resized(network, frames, frame_size))
+
+    @jax.jit
+    def step(
+        params: Params, state: FlowDetectionState, frames: Frames, mask: jax.Array | None = None
+    ) -> tuple[FlowDetectionState, Output]:
+        moved = None if mask is None else geometry.mask_to_network(mask)
+        images = _resized(network, frames, frame_size)
+        return video.step(together(params), state, images, moved)
 
     return VideoFunction(init, step)
 
@@ -336,6 +409,12 @@ _SCORE_UNITS: Mapping[Policy, str] = {
     "frame_difference": " grey levels",
     "flow_magnitude": " pixels",
     "fixed_period": " frames",
+}
+
+_KEY_UNITS: Mapping[KeyRule, str] = {
+    "feature_consistency": " of all features inconsistent",
+    "every": " frames",
+    "all": "",
 }
 
 SYSTEMS: dict[str, System] = {
@@ -448,6 +527,47 @@ SYSTEMS: dict[str, System] = {
                     lambda value: value is None or _number(value),
                 ),
                 "chunk": Option(1, "a positive number", _positive),
+            },
+        ),
+        System(
+            name="flow-detection",
+            summary="carry features along the motion, and renew them where it explains too little",
+            build=_flow_detection,
+            tasks=frozenset({"detection"}),
+            kept="features carried",
+            score_unit=lambda options: _KEY_UNITS[options["key"]],
+            options={
+                "at": Option(
+                    None,
+                    "the name of a feature map, such as model.17, a list of them, or null",
+                    lambda value: (
+                        value is None
+                        or (isinstance(value, str) and value != "")
+                        or (
+                            isinstance(value, list)
+                            and value != []
+                            and all(isinstance(name, str) for name in value)
+                        )
+                    ),
+                ),
+                "motion": choice_option("network", "none"),
+                "key": choice_option("feature_consistency", "every", "all"),
+                "threshold": Option(
+                    None,
+                    "a number, a share for key=feature_consistency and frames for key=every, or "
+                    "null for its own",
+                    lambda value: value is None or _number(value) or _number(-value, most=1),
+                ),
+                "aggregate": choice_option("none", "recursive"),
+                "spatial": Option(True, _FLAG, lambda value: isinstance(value, bool)),
+                "propagate": choice_option(*get_args(Propagated)),
+                "consistency_threshold": threshold_option(15),
+                "cut_threshold": Option(
+                    None,
+                    "a number between 0 and 255 grey levels or null",
+                    lambda value: value is None or _number(value, most=255),
+                ),
+                "reach": choice_option("mask", "geometry"),
             },
         ),
         System(

@@ -27,6 +27,8 @@ _GRID: Color = (62, 66, 74)
 _TEXT: Color = (238, 240, 243)
 _DIM_TEXT: Color = (168, 174, 184)
 _WORK: Color = (86, 180, 233)
+_MOTION: Color = (230, 159, 0)
+_ARROW_DISTANCE = 32  # pixels between the lines of a motion field
 
 
 def annotate_frame(
@@ -36,9 +38,11 @@ def annotate_frame(
     labels: Sequence[str] | None = None,
     classes: Sequence[int] | np.ndarray | None = None,
     changed: np.ndarray | None = None,
+    motion: np.ndarray | None = None,
+    key: bool = False,
     work: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """Draws all there is to show of a frame: boxes, the change mask and the work so far.
+    """Draws all there is to show of a frame: boxes, motion, the change mask and the work so far.
 
     Frames less than 480 pixels high are enlarged by a whole factor first, or labels could not be
     read.
@@ -49,6 +53,8 @@ def annotate_frame(
       labels: A text for each box.
       classes: A class index for each box, which chooses its colour.
       changed: `(h, w)` bool, what changed; shown small in the upper right corner.
+      motion: `(h, w, 2)`, the motion field, see `draw_motion`.
+      key: Whether it is a key frame, which gets a frame around it.
       work: The work of each frame up to this one, as a fraction of dense; a chart below the frame.
 
     Returns:
@@ -59,10 +65,14 @@ def annotate_frame(
     """
     scale = _scale(frame)
     frame = _enlarge(frame)
+    if motion is not None:
+        frame = draw_motion(frame, motion)
     if boxes is not None:
         frame = draw_boxes(frame, np.asarray(boxes) * scale, labels=labels, classes=classes)
     if changed is not None:
         frame = draw_mask_inset(frame, changed, caption=f"changed {_percent(changed.mean())}")
+    if key:
+        frame = draw_key_frame(frame)
     if work is not None:
         frame = draw_work_bar(frame, work)
     return frame
@@ -458,6 +468,62 @@ def draw_mask_inset(frame: np.ndarray, mask: np.ndarray, *, caption: str = "") -
     draw.rectangle((left - 1, margin - 1, left + inner_width, bottom), fill=_PANEL, outline=_TEXT)
     image.paste(level.convert("RGB"), (left, margin))
     draw.text((left + 4, margin + inner_height + 2), caption, fill=_TEXT, font=font)
+    return np.asarray(image)
+
+
+def draw_motion(frame: np.ndarray, motion: np.ndarray) -> np.ndarray:
+    """Draws a motion field as lines from where things were in the key frame to where they are.
+
+    Args:
+      frame: `(H, W, 3)` uint8, RGB.
+      motion: `(h, w, 2)`, (dx, dy) in pixels of its own grid, from this frame to the key frame; of
+        any grid over the whole frame. Lines shorter than two pixels of the frame are left out.
+
+    Returns:
+      A new `(H, W, 3)` uint8 frame.
+
+    >>> frame, motion = np.zeros((64, 64, 3), np.uint8), np.zeros((4, 4, 2))
+    >>> int(draw_motion(frame, motion).max()), int(draw_motion(frame, motion - 1).max())
+    (0, 230)
+    """
+    height, width = frame.shape[:2]
+    rows, columns = motion.shape[:2]
+    image = Image.fromarray(frame)
+    draw = ImageDraw.Draw(image)
+    unit = np.array([width / columns, height / rows])
+    apart = max(1, round(_ARROW_DISTANCE * rows / height))
+    for row in range(apart // 2, rows, apart):
+        for column in range(apart // 2, columns, apart):
+            here = (np.array([column, row]) + 0.5) * unit
+            there = here + motion[row, column] * unit
+            if np.isfinite(there).all() and np.abs(there - here).max() >= 2:
+                there = np.clip(there, [-width, -height], [2 * width, 2 * height])
+                draw.line((*there, *here), fill=_MOTION, width=1)
+                draw.ellipse((*(here - 2), *(here + 2)), fill=_MOTION)
+    return np.asarray(image)
+
+
+def draw_key_frame(frame: np.ndarray) -> np.ndarray:
+    """Marks a key frame: a frame around it and the words in its lower left corner.
+
+    Args:
+      frame: `(H, W, 3)` uint8, RGB.
+
+    Returns:
+      A new `(H, W, 3)` uint8 frame.
+
+    >>> draw_key_frame(np.zeros((200, 300, 3), np.uint8))[0, 150].tolist()
+    [230, 159, 0]
+    """
+    height, width = frame.shape[:2]
+    line = max(2, round(height / 120))
+    image = Image.fromarray(frame)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 0, width - 1, height - 1), outline=_MOTION, width=line)
+    font = _font(max(11, round(height / 40)))
+    at = (2 * line, height - 2 * line)
+    draw.rectangle(draw.textbbox(at, "key frame", font=font, anchor="ld"), fill=_PANEL)
+    draw.text(at, "key frame", fill=_TEXT, font=font, anchor="ld")
     return np.asarray(image)
 
 

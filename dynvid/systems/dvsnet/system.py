@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from dynvid.graph import count_macs
@@ -24,6 +23,7 @@ from dynvid.systems.dvsnet.state import (
     threshold_of,
     unfolded,
 )
+from dynvid.systems.worklist import for_each
 from dynvid.types import Frames, Params, VideoFunction, Work
 
 Policy = Literal["decision_network", "frame_difference", "flow_magnitude", "fixed_period"]
@@ -362,7 +362,7 @@ class _System(NamedTuple):
                 key_logits=key_logits,
             )
 
-        return _for_each(which, turn, buffers, chunk=self.chunk)
+        return for_each(which, turn, buffers, chunk=self.chunk)
 
     def _warp(
         self,
@@ -396,7 +396,7 @@ class _System(NamedTuple):
             found = self._motion(params, images[place], keys[place])
             return jax.tree.map(lambda x, new: x.at[place].set(new), motion, found)
 
-        return _for_each(which, turn, motion, chunk=self.chunk)
+        return for_each(which, turn, motion, chunk=self.chunk)
 
     def _motion(self, params: DVSNetParams, images: jax.Array, keys: jax.Array) -> Motion:
         return _as_motion(self.flow(params.flow, images, keys))
@@ -443,28 +443,6 @@ class _Macs(NamedTuple):
     segmentation: int
     flow: int
     decision: int
-
-
-def _for_each[Buffers](
-    which: jax.Array,
-    turn: Callable[[jax.Array, Buffers], Buffers],
-    buffers: Buffers,
-    *,
-    chunk: int,
-) -> Buffers:
-    """Runs `turn(place, buffers)` on the regions `which`, `bool[N]`, `chunk` of them at a time.
-
-    The last chunk is filled up with its last region, which is computed and written twice, alike.
-    """
-    chunk = min(chunk, len(which))
-    count = jnp.sum(which, dtype=jnp.int32)
-    order = jnp.argsort(~which, stable=True).astype(jnp.int32)  # those first, in their order
-
-    def body(i: jax.Array, buffers: Buffers) -> Buffers:
-        place = order[jnp.minimum(i * chunk + jnp.arange(chunk), count - 1)]
-        return turn(place, buffers)
-
-    return lax.fori_loop(0, (count + chunk - 1) // chunk, body, buffers)
 
 
 def _as_motion(found: Any) -> Motion:
