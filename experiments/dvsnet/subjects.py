@@ -277,7 +277,7 @@ def pair_scores(
         parts = (regions.divide(x)[0] for x in (current, key))
         return confidence_scores(subject.segment, subject.flow, params, *parts)
 
-    gaps = [g for g in range(-most if both else 0, most + 1) if g or not both]
+    gaps = range(-most if both else 0, most + 1)
     pairs = [(i, i - g) for g in gaps for i in range(len(frames)) if 0 <= i - g < len(frames)]
     found = []
     for i, j in track(pairs, "scoring pairs", console=console, transient=True):
@@ -292,14 +292,13 @@ def learned_decisions(
 ) -> tuple[Callable[..., Any], Any, float]:
     """A decision network for a subject, its parameters and its error on the last ten frames."""
     regions = regions_of(subject)
-    seen = [
-        pair_scores(subject, video, regions, both=True)
-        for video in (frames[:-10], frames[:-10, :, :, ::-1])
-    ]  # and mirrored
-    training = [np.concatenate(part) for part in zip(*seen, strict=True)]
+    # Farther apart than they are judged: a slow half of a drive is to teach what a fast one shows.
+    videos = (frames[:-10], frames[:-10, :, :, ::-1])  # and mirrored
+    drawn = [pair_scores(subject, video, regions, most=14, both=True) for video in videos]
+    training = [np.concatenate(part) for part in zip(*drawn, strict=True)]
     validation = pair_scores(subject, frames[-10:], regions)
     network = DecisionNetwork(
-        training[0].shape[3], grid=(6, 8), hidden=(256, 128, 10), rngs=nnx.Rngs(0)
+        training[0].shape[3], grid=(6, 8), convolution=32, hidden=(64, 10), rngs=nnx.Rngs(0)
     )
     # Another network, division or training is another folder: nothing stale is read.
     digest = hashlib.sha256(training[0].tobytes() + training[1].tobytes()).hexdigest()[:12]
