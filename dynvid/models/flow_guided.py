@@ -244,8 +244,23 @@ class FlowQualityNetwork(nnx.Module):
         Raises:
           ValueError: The frames' shapes do not fit.
         """
+        return self.predict(self.joined(current, key))
+
+    def joined(self, current: Frames, key: Frames) -> jax.Array:
+        """What motion, quality and scale are read from: FlowNetS's last map, averaged over 2x2.
+
+        Args:
+          current: As of a call.
+          key: Likewise.
+
+        Returns:
+          `(S, ceil(H / 16), ceil(W / 16), 194 * width)` and more by rounding.
+        """
         pair = (centred_frames(frames) / 255 for frames in (current, key))
-        joined = _halved(self.flownet(*pair).concatenation)
+        return _halved(self.flownet(*pair).concatenation)
+
+    def predict(self, joined: jax.Array) -> tuple[Motion, jax.Array]:
+        """What a call returns, from `joined`."""
         # In units of 20 pixels of the halved frames, of which the grid has one position to 8.
         flow = FLOW_UNIT / _GRID * self.flownet.predict_flow[-1](joined)
         scale = None if self.predict_scale is None else self.predict_scale(joined)
