@@ -308,7 +308,9 @@ def _state(scene: ObjectScene, mishaps: _Mishaps, time: jax.Array) -> _State:
     )
 
 
-def _own(scene: ObjectScene, state: _State, i: int | jax.Array, x: jax.Array, y: jax.Array):
+def _own(
+    scene: ObjectScene, state: _State, i: jax.Array, x: jax.Array, y: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Positions in a thing's own frame, and how far they are outside of it, pixels of the frame."""
     c, s = jnp.cos(state.angle[i]), jnp.sin(state.angle[i])
     dx, dy = x - state.middle[i, 0], y - state.middle[i, 1]
@@ -335,7 +337,8 @@ def _exposure(scene: ObjectScene, state: _State) -> jax.Array:
     image = _background_at(scene, state)
     x = jnp.arange(width, dtype=jnp.float32) + 0.5
     y = jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5
-    for i in range(len(scene.shapes)):
+
+    def draw(i: jax.Array, image: jax.Array) -> jax.Array:
         u, v, outside = _own(scene, state, i, x, y)
         sigma, wavelength = state.sigma[1 + i], scene.wavelength[i]
         cover = jnp.clip(0.5 - outside / (1 + 2.5 * sigma), 0, 1)
@@ -349,8 +352,9 @@ def _exposure(scene: ObjectScene, state: _State) -> jax.Array:
         contrast = jnp.exp(-2 * finer * (jnp.pi * sigma / wavelength) ** 2) * (pattern != _PLAIN)
         dark, light = scene.colors[i]
         color = (dark + light) / 2 + (contrast * wave)[..., None] * (light - dark) / 2
-        image = image + cover[..., None] * (color - image)
-    return image
+        return image + cover[..., None] * (color - image)
+
+    return jax.lax.fori_loop(0, len(scene.shapes), draw, image)
 
 
 def _background_at(scene: ObjectScene, state: _State) -> jax.Array:
@@ -503,14 +507,19 @@ def _seen(scene: ObjectScene, now: _State, before: _State) -> tuple[jax.Array, j
     dx, dy = (jnp.full((height, width), away[axis]) for axis in range(2))
     mask = jnp.full((height, width), -1, jnp.int32)
     turn, grown = before.angle - now.angle, before.zoom / now.zoom
-    for i in range(len(scene.shapes)):
+
+    def look(i: jax.Array, seen: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        mask, dx, dy = seen
         inside = _own(scene, now, i, x, y)[2] <= 0
         c, s = grown[i] * jnp.cos(turn[i]), grown[i] * jnp.sin(turn[i])
         from_x, from_y = x - now.middle[i, 0], y - now.middle[i, 1]
         to_x = before.middle[i, 0] + c * from_x - s * from_y - x
         to_y = before.middle[i, 1] + s * from_x + c * from_y - y
-        mask = jnp.where(inside, i, mask)
-        dx, dy = jnp.where(inside, to_x, dx), jnp.where(inside, to_y, dy)
+        return (
+            jnp.where(inside, i, mask), jnp.where(inside, to_x, dx), jnp.where(inside, to_y, dy)
+        )  # fmt: skip
+
+    mask, dx, dy = jax.lax.fori_loop(0, len(scene.shapes), look, (mask, dx, dy))
     return mask, jnp.stack([dx, dy], -1)
 
 
