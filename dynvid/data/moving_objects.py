@@ -138,8 +138,8 @@ def object_scene(
     *,
     size: tuple[int, int] = (256, 256),
     objects: int = 5,
-    speed: float | jax.Array = 5.0,
-    camera_speed: float | jax.Array = 2.0,
+    speed: float | jax.Array = 4.0,
+    camera_speed: float | jax.Array = 1.5,
     mishaps: float | jax.Array = 0.8,
     noise: float | jax.Array = 4.0,
 ) -> ObjectScene:
@@ -215,7 +215,7 @@ def _draw(key, speed, camera_speed, mishaps, noise, *, size, objects) -> ObjectS
     pose = (swing - jnp.array([0.4, 0.0, 0.0, 0.0])).at[-_BARS:, 1:3].set(0.0)
 
     hue = 2 * jnp.pi * (uniform((things, 1), 0.0, 1.0) + jnp.array([0.0, 1 / 3, 2 / 3]))
-    level, depth = uniform((things, 1), 80.0, 175.0), uniform((things, 1), 22.0, 40.0)
+    level, depth = uniform((things, 1), 80.0, 175.0), uniform((things, 1), 32.0, 55.0)
     middle = level + 45.0 * jnp.cos(hue)
     colors = jnp.stack([middle - depth, middle + depth], 1).clip(5.0, 250.0)
     return ObjectScene(
@@ -228,7 +228,7 @@ def _draw(key, speed, camera_speed, mishaps, noise, *, size, objects) -> ObjectS
         velocity=velocity,
         pose=pose,
         colors=colors,
-        wavelength=unit * uniform((things,), 8.0, 12.0),
+        wavelength=unit * uniform((things,), 13.0, 18.0),
         background=_background(next(keys), (2 * size[0], 2 * size[1])),
         camera_velocity=camera_velocity,
         mishaps=mishaps,
@@ -263,9 +263,9 @@ def _mishaps(scene: ObjectScene, t: jax.Array) -> _Mishaps:
     jerks = able & (kind < scene.mishaps / 2)
     blurs = able & (kind >= scene.mishaps / 2) & (kind < scene.mishaps)
     angle = jax.random.uniform(keys[1], (count,), maxval=2 * jnp.pi)
-    reach = unit * jax.random.uniform(keys[2], (count,), minval=9.0, maxval=18.0) * jerks
+    reach = unit * jax.random.uniform(keys[2], (count,), minval=12.0, maxval=20.0) * jerks
     jerk = reach[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)
-    sigma = unit * jax.random.uniform(keys[3], (count,), minval=3.0, maxval=6.0)
+    sigma = unit * jax.random.uniform(keys[3], (count,), minval=5.0, maxval=9.0)
     first = block.astype(jnp.float32) * _BLOCK
     start = jnp.stack([first, jnp.zeros_like(first)])
     return _Mishaps(

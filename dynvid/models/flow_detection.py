@@ -88,8 +88,8 @@ def small_flow_detector(*, rngs: nnx.Rngs) -> FlowDetector:
     """
     depth = 64
     return FlowDetector(
-        FeatureNetwork(depths=(4, 8, 4, 1), width=12, features=depth, dilation=2, rngs=rngs),
-        FlowQualityNetwork(width=1 / 16, rngs=rngs),
+        FeatureNetwork(depths=(4, 8, 3, 1), width=12, features=depth, dilation=2, rngs=rngs),
+        FlowQualityNetwork(width=3 / 32, rngs=rngs),
         EmbeddingNetwork(depth=depth, hidden=32, embedding=64, rngs=rngs),
         RFCN(
             depth=depth,
