@@ -155,7 +155,7 @@ def _scene(key, noise, speed, object_size, *, size, objects, camera) -> Scene:
     direction = _directions(keys[5], objects)
     return Scene(
         size=size,
-        background=_background(keys[6], world),
+        background=noise_background(keys[6], world),
         camera_velocity=camera_velocity,
         classes=jax.random.randint(keys[7], (objects,), 0, len(CLASS_NAMES), jnp.int32),
         radius=_dyadic(side / 2),
@@ -261,13 +261,28 @@ def _object_colors(key: jax.Array, count: int) -> jax.Array:
     return jnp.stack([color - depth, color + depth], axis=1).clip(5.0, 250.0)
 
 
-def _background(key: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Periodic value noise, `(*size, 3)` grey levels: five octaves of grey, one of colour."""
+def noise_background(
+    key: jax.Array, size: tuple[int, int], *, cell: float = 64.0, octaves: int = 5
+) -> jax.Array:
+    """Periodic value noise to put scenes on: octaves of grey, and one of colour.
+
+    Args:
+      key: A random key.
+      size: (height, width) of one period.
+      cell: Pixels from one point of the coarsest grid to the next; each octave halves it.
+      octaves: How many there are, each of 0.65 of the amplitude of the one before.
+
+    Returns:
+      `(*size, 3)` float32, grey levels around 120.
+
+    >>> noise_background(jax.random.key(0), (32, 48)).shape
+    (32, 48, 3)
+    """
     grey_key, color_key = jax.random.split(key)
     total = 0.0
-    for octave, octave_key in enumerate(jax.random.split(grey_key, 5)):
-        total += 0.65**octave * _value_noise(octave_key, size, cell=64 / 2**octave, channels=1)
-    tint = _value_noise(color_key, size, cell=64, channels=3)
+    for octave, octave_key in enumerate(jax.random.split(grey_key, octaves)):
+        total += 0.65**octave * _value_noise(octave_key, size, cell=cell / 2**octave, channels=1)
+    tint = _value_noise(color_key, size, cell=cell, channels=3)
     return (120.0 + 40.0 * total + 12.0 * tint).clip(20.0, 235.0)
 
 

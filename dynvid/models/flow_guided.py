@@ -5,7 +5,7 @@ High Performance Video Object Detection, 2018. Where the papers leave something 
 the code of the first two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +160,25 @@ class FeatureNetwork(nnx.Module):
 
         Sizes are rounded up. Blue, green and red go in, less their means of 0..255.
         """
-        return nnx.relu(self.reduce(self.backbone(centred_frames(frames)[..., ::-1])))
+        x = frames
+        for layer in self.layers():
+            x = layer(x)
+        return x
+
+    def layers(self) -> list[Callable[[jax.Array], jax.Array]]:
+        """The network as functions one after the other, frames into the first.
+
+        They are what Zhu et al., High Performance (2018), Eq. 6 update one by one: conv1 with its
+        pooling, every bottleneck, and the last convolution.
+        """
+
+        def first(frames: Frames) -> jax.Array:
+            return self.backbone.conv1(centred_frames(frames)[..., ::-1])
+
+        def last(x: jax.Array) -> jax.Array:
+            return nnx.relu(self.reduce(x))
+
+        return [first, *(block for group in self.backbone.groups for block in group), last]
 
 
 class FlowQualityNetwork(nnx.Module):
@@ -226,8 +244,23 @@ class FlowQualityNetwork(nnx.Module):
         Raises:
           ValueError: The frames' shapes do not fit.
         """
+        return self.predict(self.joined(current, key))
+
+    def joined(self, current: Frames, key: Frames) -> jax.Array:
+        """What motion, quality and scale are read from: FlowNetS's last map, averaged over 2x2.
+
+        Args:
+          current: As of a call.
+          key: Likewise.
+
+        Returns:
+          `(S, ceil(H / 16), ceil(W / 16), 194 * width)` and more by rounding.
+        """
         pair = (centred_frames(frames) / 255 for frames in (current, key))
-        joined = _halved(self.flownet(*pair).concatenation)
+        return _halved(self.flownet(*pair).concatenation)
+
+    def predict(self, joined: jax.Array) -> tuple[Motion, jax.Array]:
+        """What a call returns, from `joined`."""
         # In units of 20 pixels of the halved frames, of which the grid has one position to 8.
         flow = FLOW_UNIT / _GRID * self.flownet.predict_flow[-1](joined)
         scale = None if self.predict_scale is None else self.predict_scale(joined)

@@ -290,7 +290,8 @@ def _activation(x: jax.Array) -> jax.Array:
 
 def _halved(frames: jax.Array) -> jax.Array:
     """Frames as blue, green and red in [0, 1], the mean over 2x2."""
-    window = (1, 2, 2, 1)
-    return (
-        lax.reduce_window(unit_frames(frames)[..., ::-1], 0.0, lax.add, window, window, "VALID") / 4
-    )
+    # XLA's windowed sum takes eight times as long on CPUs.
+    streams, height, width, channels = frames.shape
+    x = unit_frames(frames)[..., ::-1]
+    x = x.reshape(streams, height // 2, 2, width // 2, 2, channels)
+    return (x[:, :, 0, :, 0] + x[:, :, 0, :, 1] + x[:, :, 1, :, 0] + x[:, :, 1, :, 1]) / 4

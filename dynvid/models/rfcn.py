@@ -187,8 +187,8 @@ def proposals(
     """The boxes worth a second look, best first (Faster R-CNN, 3.3).
 
     Decoded, cut to the image, and thinned by non-maximum suppression; to training they are
-    constants, as in that paper's approximate joint training. Time and memory grow with the
-    square of `max_candidates`: the overlaps of 6000 are 36 million.
+    constants, as in that paper's approximate joint training. Memory grows in proportion to
+    `max_candidates`; most of them are not looked at where the best overlap little.
 
     Args:
       logits: `(S, N, 2)` floating, as of `RegionProposalNetwork`.

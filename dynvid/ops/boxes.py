@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+_BLOCK = 1024  # candidates whose overlaps with all others are in memory at once
+
 
 class Detections(NamedTuple):
     """A fixed number of detections per image, best first; the rest is marked as not valid.
@@ -192,13 +194,49 @@ def suppress_sorted(
     >>> found.classes
     Array([[0, 1]], dtype=int32)
     """
-    kept = _survivors(
-        boxes,
-        scores >= score_threshold,
-        iou_threshold,
-        rivals=classes[..., :, None] == classes[..., None, :],
-    )
+    candidate = scores >= score_threshold
+    if boxes.shape[1] > _BLOCK:
+        kept = _block_survivors(boxes, candidate, classes, iou_threshold, max_detections)
+    else:
+        rivals = classes[..., :, None] == classes[..., None, :]
+        kept = _survivors(boxes, candidate, iou_threshold, rivals=rivals)
     return _best(boxes, scores, classes, kept, max_detections)
+
+
+def _block_survivors(
+    boxes: jax.Array,
+    candidate: jax.Array,
+    classes: jax.Array,
+    iou_threshold: float,
+    enough: int,
+) -> jax.Array:
+    """`_survivors` of `(S, N)` candidates, as far as the `enough` best of them.
+
+    A block at a time, each against those before that stay: the overlaps of a block are all that is
+    in memory, and where many overlap little the last blocks are never looked at.
+    """
+    count = boxes.shape[1]
+    missing = -count % _BLOCK
+    boxes = jnp.pad(boxes, ((0, 0), (0, missing), (0, 0)))
+    candidate, classes = (jnp.pad(x, ((0, 0), (0, missing))) for x in (candidate, classes))
+
+    def goes_on(state: tuple[jax.Array, jax.Array]) -> jax.Array:
+        start, kept = state
+        return (start < count) & jnp.any(jnp.sum(kept, 1) < enough)
+
+    def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        start, kept = state
+        places, hopeful, labels = (
+            lax.dynamic_slice_in_dim(x, start, _BLOCK, 1) for x in (boxes, candidate, classes)
+        )
+        beaten = intersection_over_union(places, boxes) > iou_threshold
+        beaten &= (labels[:, :, None] == classes[:, None]) & kept[:, None]
+        rivals = labels[:, :, None] == labels[:, None]
+        own = _survivors(places, hopeful & ~jnp.any(beaten, -1), iou_threshold, rivals=rivals)
+        return start + _BLOCK, lax.dynamic_update_slice_in_dim(kept, own, start, 1)
+
+    _, kept = lax.while_loop(goes_on, step, (jnp.int32(0), jnp.zeros_like(candidate)))
+    return kept[:, :count]
 
 
 def _survivors(

@@ -1,12 +1,18 @@
 """Suppression against plain loops."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynvid.ops.boxes import multilabel_non_maximum_suppression, non_maximum_suppression
+from dynvid.ops import boxes as boxes_module
+from dynvid.ops.boxes import (
+    multilabel_non_maximum_suppression,
+    non_maximum_suppression,
+    suppress_sorted,
+)
 
 
 def overlap(a, b):
@@ -125,3 +131,28 @@ def test_shapes_that_do_not_belong_together_are_refused():
         non_maximum_suppression(jnp.zeros((1, 3, 4)), jnp.zeros((1, 2, 5)))
     with pytest.raises(ValueError, match=r"got \(2, 3, 4\) and \(1, 3, 5\)"):
         multilabel_non_maximum_suppression(jnp.zeros((2, 3, 4)), jnp.zeros((1, 3, 5)))
+
+
+@pytest.mark.parametrize("most", [5, 60])
+def test_suppression_by_blocks_is_the_same(monkeypatch, most):
+    """Chains of suppression cross the blocks, the last of which is not full."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 60, (2, 53, 2))
+    given = (
+        jnp.asarray(np.concatenate([corner, corner + rng.uniform(5, 40, (2, 53, 2))], -1)),
+        -jnp.sort(-jnp.asarray(rng.uniform(size=(2, 53))), axis=1),
+        jnp.asarray(rng.integers(0, 2, (2, 53))),
+    )
+    options = {"score_threshold": 0.1, "iou_threshold": 0.3, "max_detections": most}
+    whole = suppress_sorted(*given, **options)
+    assert whole.valid.sum() > 5 or most == 5
+    monkeypatch.setattr(boxes_module, "_BLOCK", 8)
+    for part, expected in zip(suppress_sorted(*given, **options), whole, strict=True):
+        np.testing.assert_array_equal(part, expected)
+
+
+def test_the_overlaps_of_many_candidates_are_never_all_in_memory():
+    shapes = [jax.ShapeDtypeStruct((1, 21546, n), jnp.float32) for n in (4, 1)]  # of 600 x 1000
+    compiled = non_maximum_suppression.lower(*shapes, max_candidates=6000).compile()
+    # Those of 1024 with all are 6.3 million, a float and a flag each; of all with all 36 million.
+    assert compiled.memory_analysis().temp_size_in_bytes < 40e6

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 
-from dynvid.ops.roi_pooling import position_sensitive_roi_pooling
+from dynvid.ops.roi_pooling import deformable_roi_pooling, position_sensitive_roi_pooling
 
 EPS = float(jnp.finfo(jnp.float32).eps)
 GRID, SIZE, DEPTH = 3, (5, 6), 2
@@ -125,3 +125,83 @@ def test_of_no_box_and_of_other_dtypes():
 def test_shapes_that_do_not_fit(scores, boxes, said):
     with pytest.raises(ValueError, match=said):
         position_sensitive_roi_pooling(jnp.ones(scores), jnp.ones(boxes), grid=2)
+
+
+def bilinear(plane, x, y):
+    x0, y0 = math.floor(x), math.floor(y)
+    x1, y1 = min(x0 + 1, plane.shape[1] - 1), min(y0 + 1, plane.shape[0] - 1)
+    fx, fy = x - x0, y - y0
+    top = (1 - fx) * plane[y0, x0] + fx * plane[y0, x1]
+    return (1 - fy) * top + fy * ((1 - fx) * plane[y1, x0] + fx * plane[y1, x1])
+
+
+def moved_bins(scores, boxes, offsets, grid, stride, samples, gamma):
+    """Deformable pooling as its code defines it, point by point, in float64."""
+    streams, height, width, channels = scores.shape
+    depth, groups = channels // grid**2, offsets.shape[4]
+    maps = scores.astype(np.float64).reshape(streams, height, width, grid, grid, depth)
+    out = np.zeros((*boxes.shape[:2], grid, grid, depth))
+    for s, r, i, j, c in np.ndindex(*out.shape):
+        x0, y0, x1, y1 = (rounded(float(v)) / stride - 0.5 for v in boxes[s, r])
+        w, h = max(x1 - x0, 0.1), max(y1 - y0, 0.1)
+        dx, dy = gamma * offsets[s, r, i, j, c * groups // depth].astype(np.float64)
+        found = []
+        for a, b in np.ndindex(samples, samples):
+            x = x0 + w * ((j + b / samples) / grid + dx)
+            y = y0 + h * ((i + a / samples) / grid + dy)
+            if -0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5:
+                x, y = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
+                found.append(bilinear(maps[s, :, :, i, j, c], x, y))
+        out[s, r, i, j, c] = np.mean(found) if found else 0
+    return out
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_moved_bins_are_what_they_are_defined_as(groups):
+    rng = np.random.default_rng(groups)
+    scores = integers(3, 2, *SIZE, GRID * GRID * DEPTH)
+    # Inside, across the border, outside, empty; half pixels are rounded away from zero.
+    boxes = np.array(
+        [
+            [[8.0, 4.5, 70.0, 66.0], [-30.0, -9.0, 40.0, 200.0], [300.0, 0.0, 330.0, 30.0]],
+            [[40.0, 40.0, 40.0, 40.0], [0.0, 0.0, 96.0, 80.0], [17.0, 3.0, 31.0, 77.5]],
+        ],
+        np.float32,
+    )
+    # No point may be so near the border that rounding decides whether it counts.
+    offsets = rng.uniform(-4, 4, (2, 3, GRID, GRID, groups, 2)).astype(np.float32)
+    found = deformable_roi_pooling(scores, boxes, offsets, grid=GRID, samples=2)
+    expected = moved_bins(scores, boxes, offsets, GRID, 16, 2, 0.1)
+    assert (expected == 0).any()
+    assert (expected != 0).any()
+    # Positions below 16 are within ten roundings, and values below 8 change by at most 16 a step.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=10 * 16 * 2 * 16 * EPS)
+
+
+def test_moved_bins_have_gradients():
+    scores, boxes = integers(1, 1, *SIZE, DEPTH), np.array([[[10.0, 10.0, 50.0, 55.0]]], np.float32)
+    offsets = jnp.full((1, 1, 1, 1, 1, 2), 0.37)
+
+    def total(scores, offsets):
+        return deformable_roi_pooling(scores, boxes, offsets, grid=1, samples=3).sum()
+
+    by_score, by_offset = jax.grad(total, (0, 1))(jnp.asarray(scores), offsets)
+    # Every point is inside: all weights of a channel sum to one.
+    np.testing.assert_allclose(by_score.sum((0, 1, 2)), 1, atol=40 * EPS)
+    step = 2.0**-9  # bilinear between positions, and no point crosses one
+    for axis in range(2):
+        moved = [total(scores, offsets.at[..., axis].add(d)) for d in (step, -step)]
+        # Sums below 16, off by some ten roundings each.
+        tolerance = 2 * 16 * 10 * EPS / (2 * step)
+        np.testing.assert_allclose(
+            by_offset[..., axis].item(), (moved[0] - moved[1]) / (2 * step), atol=tolerance
+        )
+
+
+@pytest.mark.parametrize(
+    "offsets", [(1, 2, 3, 3, 1, 3), (1, 1, 3, 3, 1, 2), (1, 2, 3, 3, 3, 2), (1, 2, 3, 3, 0, 2)]
+)
+def test_offsets_that_do_not_fit(offsets):
+    scores, boxes = jnp.zeros((1, *SIZE, GRID * GRID * DEPTH)), jnp.zeros((1, 2, 4))
+    with pytest.raises(ValueError, match=r"offsets must be \[1, 2, 3, 3, 'G', 2\], 2 channels"):
+        deformable_roi_pooling(scores, boxes, jnp.zeros(offsets), grid=GRID)
