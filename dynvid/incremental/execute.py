@@ -19,7 +19,7 @@ from dynvid.incremental.rules import Layout, Window, mask_through
 from dynvid.incremental.state import State, interior, same_sample, sample, write_interior
 from dynvid.kernels.masked_conv import CellGrid, update_cells
 from dynvid.ops import cells, masks
-from dynvid.ops.refresh import moved_beyond, refreshed
+from dynvid.ops.refresh import BLOCK, moved_beyond, refreshed
 from dynvid.types import Work
 
 Reach = Literal["geometry", "mask"]
@@ -227,8 +227,13 @@ class Runner:
 
     # The first frame.
 
-    def init(self, frames: jax.Array) -> State:
-        """Computes everything densely and keeps what later frames will need."""
+    def init(self, frames: jax.Array, *, settles: bool = False) -> State:
+        """Computes everything densely and keeps what later frames will need.
+
+        Args:
+          frames: The first frames.
+          settles: Whether to note where truncation holds something back, for `step(exact=...)`.
+        """
         plan = self.plan
         low, high = plan.halos[plan.graph.frames]
         self.frames = cells.add_halo(frames, low=low, high=high)
@@ -251,6 +256,7 @@ class Runner:
             details={
                 "cells": jnp.array([self.count * _cell_count(s) for s in segments], jnp.int32),
                 "dense": jnp.ones(len(segments), bool),
+                "settled": jnp.zeros(self.count, jnp.int32),
             },
         )
         scales = jnp.stack(made) if made else jnp.zeros((0, self.count), jnp.float32)
@@ -264,6 +270,12 @@ class Runner:
             weights=self._prepare(),
             parameters=sample(self._params),
             joined=jnp.zeros(self.count, bool),
+            held=tuple(
+                jnp.zeros(self._mask_shape(v), bool) if settles and v in plan.compared else None
+                for v in plan.kept
+            ),
+            quiet=jnp.zeros(self._blocks(frames), jnp.int32) if settles else None,
+            turn=jnp.zeros(self.count, jnp.int32),
             work=work,
             changes=tuple(jnp.ones(self._mask_shape(v), bool) for v in plan.graph.outputs),
             names=plan.names,
@@ -277,6 +289,10 @@ class Runner:
             axes=tuple(0 if v in plan.layouts else plan.streams.get(v, -1) for v in plan.kept),
             compares=plan.compares,
         )
+
+    def _blocks(self, frames: jax.Array) -> tuple[int, int, int]:
+        """(S, rows, columns) of the blocks that come to rest."""
+        return (self.count, -(-frames.shape[1] // BLOCK), -(-frames.shape[2] // BLOCK))
 
     def _rms(self, value: Value, array: jax.Array) -> jax.Array:
         """The root mean square of a new cache, for each stream."""
@@ -344,7 +360,13 @@ class Runner:
         return found
 
     def step(
-        self, state: State, frames: jax.Array, changed: jax.Array, *, composite: bool
+        self,
+        state: State,
+        frames: jax.Array,
+        changed: jax.Array,
+        *,
+        composite: bool,
+        exact: jax.Array | None = None,
     ) -> State:
         """Brings what is kept up to date with the changed pixels of new frames.
 
@@ -353,6 +375,8 @@ class Runner:
           frames: The new frames.
           changed: Which pixels changed, `bool[S, H, W]`.
           composite: Whether unchanged pixels keep their reference value (else: the new one).
+          exact: Where nothing is held back and what was is computed again, `bool[S, H, W]`; nowhere
+            where None.
         """
         plan = self.plan
         # Other parameters than before: nothing that is kept is right any more.
@@ -370,6 +394,9 @@ class Runner:
         halo = plan.halos[plan.graph.frames]
         self.frames = write_interior(state.frames, new, halo)
         self.change = {plan.graph.frames: changed}
+        self.held = list(state.held)
+        self.exact = exact
+        self.settled = jnp.zeros(self.count, jnp.int32)
         macs = jnp.zeros(self.count, jnp.float32)
         active, dense = [], []
         for unit in plan.units:
@@ -389,6 +416,7 @@ class Runner:
             details={
                 "cells": jnp.array(active, jnp.int32) if active else jnp.zeros(0, jnp.int32),
                 "dense": jnp.array(dense, bool) if dense else jnp.zeros(0, bool),
+                "settled": self.settled,
             },
         )
         return dataclasses.replace(
@@ -398,6 +426,7 @@ class Runner:
             weights=weights,
             parameters=parameters,
             joined=jnp.zeros_like(state.joined),
+            held=tuple(self.held),
             work=work,
             changes=tuple(map(self._output_mask, plan.graph.outputs)),
         )
@@ -406,7 +435,7 @@ class Runner:
         """Runs a segment; returns active cells by stream, and whether it ran on whole frames."""
         self._prefetch(segment)
         slots = [self.slot[value] for value in segment.outputs]
-        marked = [self.mask(value) | self.renew for value in segment.outputs]
+        marked = [self.mask(value) | self.renew | self._due(value) for value in segment.outputs]
         active = masks.to_cells(functools.reduce(jnp.logical_or, marked), segment.cell)
         counts = jnp.sum(active, axis=(1, 2), dtype=jnp.int32)
         total = jnp.sum(counts)
@@ -421,15 +450,20 @@ class Runner:
             [self.caches[i] for i in slots],
             [jnp.zeros_like(m) if r else m for m, r in zip(marked, refresh, strict=True)],
         )
+        strict = None
+        if self.exact is not None and any(value in self.plan.compared for value in segment.outputs):
+            strict = masks.to_cells(self._exactly(segment.grid), segment.cell)
 
         def on_frame(carry):
             caches, marks = list(carry[0]), list(carry[1])
             for i, new in enumerate(self._on_frame(segment)):
                 if refresh[i]:
                     old = interior(caches[i], halos[i])
-                    moved = marked[i] & moved_beyond(
-                        new, old, self.tolerances[slots[i]], axes=range(3, new.ndim)
-                    )
+                    least = self.tolerances[slots[i]]
+                    if strict is not None:
+                        positions = masks.from_cells(strict, segment.cell, segment.grid)
+                        least = jnp.where(positions, 0, least[:, None, None])
+                    moved = marked[i] & moved_beyond(new, old, least, axes=range(3, new.ndim))
                     whole = masks.to_cells(moved, segment.cell)
                     moved = marked[i] & masks.from_cells(whole, segment.cell, segment.grid)
                     new = refreshed(moved, new, old)
@@ -441,14 +475,45 @@ class Runner:
             carry = lax.cond(dense, on_frame, lambda carry: carry, carry)
         if segment.on_cells is not None:
             count = jnp.where(dense, 0, total)
-            carry = self._loop(segment, active, count, marked, refresh, carry)
+            carry = self._loop(segment, active, count, marked, refresh, carry, strict)
         for i, cache in zip(slots, carry[0], strict=True):
             self.caches[i] = cache
+        for value, mark, moved in zip(segment.outputs, marked, carry[1], strict=True):
+            self._keep_held(value, mark, moved)
         if not held:
             self.change.update(zip(segment.outputs, carry[1], strict=True))
         return counts, dense
 
-    def _loop(self, segment: Segment, active, total, marked, refresh: list[bool], carry):
+    # What was held back.
+
+    def _exactly(self, size: tuple[int, int]) -> jax.Array:
+        """Where a map of this size is computed without tolerance: what lies under `exact`."""
+        assert self.exact is not None
+        return masks.resize_mask(self.exact, size)
+
+    def _due(self, value: Value) -> jax.Array | bool:
+        """Where a value was held back and must not be any longer."""
+        held = self.held[self.slot[value]]
+        if self.exact is None or held is None:
+            return False
+        exact = self._exactly(held.shape[1:]) if held.ndim == 3 else jnp.all(self.exact, (1, 2))
+        due = held & exact
+        self.settled += jnp.sum(due, axis=tuple(range(1, due.ndim)), dtype=jnp.int32)
+        return due
+
+    def _keep_held(self, value: Value, computed: jax.Array, moved: jax.Array) -> None:
+        """Notes where what was computed did not replace what is kept."""
+        held = self.held[self.slot[value]]
+        if held is None:
+            return
+        kept = ~moved
+        if self.exact is not None:
+            # What did not move without tolerance is right as it is.
+            exact = self._exactly(held.shape[1:]) if held.ndim == 3 else jnp.all(self.exact, (1, 2))
+            kept &= ~exact
+        self.held[self.slot[value]] = jnp.where(computed, kept, held)
+
+    def _loop(self, segment: Segment, active, total, marked, refresh: list[bool], carry, strict):
         """Computes the active cells."""
         part = segment.on_cells
         assert part is not None
@@ -467,6 +532,7 @@ class Runner:
             tolerances=[
                 self.tolerances[i] if r else None for i, r in zip(slots, refresh, strict=True)
             ],
+            strict=strict,
         )
 
     def _boundary(self, boundary: Boundary) -> jax.Array:
@@ -474,6 +540,8 @@ class Runner:
         moved = [jnp.any(self.mask(value)) for value in boundary.inputs]
         # What mixes the streams is another thing once one of them has been replaced.
         run = functools.reduce(jnp.logical_or, moved, self.renew | self.joined)
+        for value in boundary.outputs:
+            run |= jnp.any(self._due(value))
         slots = [self.slot[value] for value in boundary.outputs]
         keep = [self.caches[i] for i in slots]
 
@@ -482,7 +550,7 @@ class Runner:
             for value, old, i, new in zip(
                 boundary.outputs, keep, slots, self._on_boundary(boundary), strict=True
             ):
-                cache, mark = self._renew(value, old, new, self.tolerances[i])
+                cache, mark = self._renew(value, old, new, self._tolerance(value, i))
                 caches.append(cache)
                 marks.append(mark)
             return caches, marks
@@ -494,9 +562,19 @@ class Runner:
         caches, marks = lax.cond(run, compute, skip)
         for value, i, cache, mark in zip(boundary.outputs, slots, caches, marks, strict=True):
             self.caches[i] = cache
+            self._keep_held(value, jnp.broadcast_to(run, mark.shape), mark)
             if self.reach == "geometry" or value not in self.plan.layouts:
                 self.change[value] = mark
         return run.astype(jnp.float32)
+
+    def _tolerance(self, value: Value, i: int) -> jax.Array:
+        """What a boundary's output must move by: `float32[S]`, or of a map's every position."""
+        if self.exact is None or self.held[i] is None:
+            return self.tolerances[i]
+        if value in self.plan.layouts:
+            exact = self._exactly(self._mask_shape(value)[1:])
+            return jnp.where(exact, 0, self.tolerances[i][:, None, None])
+        return jnp.where(jnp.all(self.exact, (1, 2)), 0, self.tolerances[i])
 
     def _renew(self, value: Value, old, new, tolerance) -> tuple[jax.Array, jax.Array]:
         """Replaces a boundary's output where it changed; a vector changes by whole streams."""

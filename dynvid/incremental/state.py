@@ -32,6 +32,9 @@ _SAMPLES = 8  # of each array of the parameters
         "weights",
         "parameters",
         "joined",
+        "held",
+        "quiet",
+        "turn",
         "work",
         "changes",
     ],
@@ -53,6 +56,12 @@ class State:
       parameters: Some values of each array of the parameters that all this was computed with, to
         tell when a step comes with others.
       joined: Which streams were put in since the last step, `bool[streams]`.
+      held: Where each cache may be held back by its truncation: what was computed there last did
+        not replace it. `bool[streams, h, w]` of maps, `bool[streams]` of others, None of those that
+        are never held back, and of all where nothing ever settles.
+      quiet: For how many frames nothing has changed in each block of `dynvid.ops.refresh.BLOCK`
+        pixels, `int32[streams, rows, columns]`; None where nothing ever settles.
+      turn: How many steps there were, `int32[streams]`: whose turn it is in the rotation.
       work: What the last step executed; its details are the active `cells` of each segment, all
         streams together, `int32[segments]`, and which segments ran on whole frames, `dense`,
         `bool[segments]`.
@@ -79,6 +88,9 @@ class State:
     weights: tuple[jax.Array, ...]
     parameters: jax.Array
     joined: jax.Array
+    held: tuple[jax.Array | None, ...]
+    quiet: jax.Array | None
+    turn: jax.Array
     work: Work
     changes: tuple[jax.Array, ...]
     names: tuple[str, ...]

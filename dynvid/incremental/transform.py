@@ -12,7 +12,10 @@ from dynvid.graph.trace import trace
 from dynvid.incremental.execute import Reach, Runner
 from dynvid.incremental.plan import Plan, make_plan
 from dynvid.incremental.state import State, check_setting, interior, is_zero, write_interior
+from dynvid.ops import masks
 from dynvid.ops.difference import changed_pixels
+from dynvid.ops.refresh import BLOCK, quiet_frames, settling
+from dynvid.ops.refresh import rotation as rotation_of
 from dynvid.types import Params, VideoFunction
 
 
@@ -26,6 +29,8 @@ def incremental(
     cell: int | None = None,
     break_even: float | None = None,
     reach: Reach = "geometry",
+    settle: int | None = None,
+    rotation: int | None = None,
 ) -> VideoFunction:
     """Turns a frame function into one that recomputes only what changed, as `jax.grad` does grads.
 
@@ -57,6 +62,15 @@ def incremental(
         resized to the layer's grid by the nearest neighbour. So the update mask U^(n) of Zhu et
         al. 2018 (3.2, Eq. 6 and 10) picks what layer n computes, and everything else stays what
         `map_caches` made of it: work is in proportion to the mask however deep the network is.
+      settle: After how many frames without a change a block of 16 pixels, and those around it, is
+        at rest (4, say): what truncation held back under it is computed once more, in all layers,
+        without any; and everywhere once the whole frame is at rest. So no trace of what has left
+        outlives it by more. None never does that.
+      rotation: Every so many frames each block has its turn to be taken over: all that differs in
+        it by anything at all, without truncation, a share of the frame at each step. So nothing is
+        older than that, however faint it moves. None leaves what differs by less than the
+        threshold as it is. Where a step gets a mask, that mask alone says what is computed, and
+        nothing comes to rest or has its turn.
 
     Returns:
       A `VideoFunction`: `init(params, frames)`, dense; `step(params, state, frames, mask=None)`
@@ -107,6 +121,9 @@ def incremental(
         raise ValueError(f"cell must be a positive number of pixels or None; got {cell!r}")
     if break_even is not None and not 0 <= break_even <= 1:
         raise ValueError(f"break_even must be between 0 and 1 or None; got {break_even!r}")
+    for name, frames_ in (("settle", settle), ("rotation", rotation)):
+        if frames_ is not None and not (isinstance(frames_, int) and frames_ >= 1):
+            raise ValueError(f"{name} must be a number of frames or None; got {frames_!r}")
     if reach not in get_args(Reach):
         raise ValueError(f"reach must be one of {', '.join(get_args(Reach))}; got {reach!r}")
 
@@ -116,7 +133,8 @@ def incremental(
     @jax.jit
     def init(params: Params, frames: jax.Array) -> tuple[State, Any]:
         runner = Runner(plan(params, frames), params)
-        state = runner.init(jnp.asarray(frames))
+        settles = compares and not (settle is None and rotation is None)
+        state = runner.init(jnp.asarray(frames), settles=settles)
         state = state.with_settings(threshold=threshold, truncation=truncation)
         return state, runner.outputs()
 
@@ -126,13 +144,15 @@ def incremental(
     ) -> tuple[State, Any]:
         old = state.reference
         check_step(frames, old, mask)
-        changed = mask
-        if changed is None:
-            changed = changed_pixels(frames, old, threshold=state.threshold, channels=channels)
         runner = Runner(plan(params, old), params, reach=reach)
         if not runner.fits(state):
             raise ValueError(_ANOTHER)
-        state = runner.step(state, frames, changed, composite=reference == "last_used")
+        changed, exact = mask, None
+        if changed is None:
+            changed = changed_pixels(frames, old, threshold=state.threshold, channels=channels)
+            state, changed, exact = at_rest(state, frames, changed, settle, rotation)
+        composite = reference == "last_used"
+        state = runner.step(state, frames, changed, composite=composite, exact=exact)
         return state, runner.outputs()
 
     def recalibrate(params: Params, state: State, frames: jax.Array) -> State:
@@ -144,6 +164,33 @@ def incremental(
         return dataclasses.replace(new, threshold=state.threshold, truncation=state.truncation)
 
     return VideoFunction(init=init, step=step, recalibrate=recalibrate)
+
+
+def at_rest(
+    state: State, frames: jax.Array, changed: jax.Array, settle: int | None, period: int | None
+) -> tuple[State, jax.Array, jax.Array | None]:
+    """What comes to rest with a frame, and whose turn it is.
+
+    Returns:
+      The state with its blocks' age; the changed pixels, with those that the rotation takes over;
+      and where nothing may be held back, `bool[S, H, W]`, None where that is nowhere ever.
+    """
+    size = (changed.shape[1], changed.shape[2])
+    blocks = None
+    if settle is not None and state.quiet is not None:
+        quiet = quiet_frames(state.quiet, masks.to_cells(changed, BLOCK))
+        state = dataclasses.replace(state, quiet=quiet)
+        blocks = settling(quiet, settle)
+    if period is not None:
+        count = (-(-size[0] // BLOCK), -(-size[1] // BLOCK))
+        turn = rotation_of(state.turn, period, count)
+        state = dataclasses.replace(state, turn=state.turn + 1)
+        differs = jnp.any(frames != state.reference, axis=-1)
+        changed = changed | (differs & masks.from_cells(turn, BLOCK, size))
+        blocks = turn if blocks is None else blocks | turn
+    if blocks is None:
+        return state, changed, None
+    return state, changed, masks.from_cells(blocks, BLOCK, size)
 
 
 _ANOTHER = (

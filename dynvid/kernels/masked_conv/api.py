@@ -34,6 +34,7 @@ def update_cells(
     marked: Sequence[jax.Array] = (),
     moved: Sequence[jax.Array] = (),
     tolerances: Sequence[jax.Array | None] | None = None,
+    strict: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Computes the listed cells of some maps and writes them into the maps in place.
@@ -55,6 +56,8 @@ def update_cells(
       moved: Of each map that has a tolerance, the positions marked as moved before, likewise.
       tolerances: Of each map, how far a value in a cell must move for the cell to be replaced,
         `float32[S]` in its own unit; None replaces every listed cell. All None by default.
+      strict: The cells whose tolerance is zero whatever the others' is, `bool[S, rows, columns]` of
+        the grid's cells; none where None.
       implementation: "xla", or None for the best that the device has.
 
     Returns:
@@ -90,6 +93,7 @@ def update_cells(
         marked=marked,
         moved=moved,
         tolerances=[None] * len(maps) if tolerances is None else tolerances,
+        strict=strict,
     )
 
 

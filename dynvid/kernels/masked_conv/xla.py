@@ -24,6 +24,7 @@ def update_cells(
     marked: Sequence[jax.Array],
     moved: Sequence[jax.Array],
     tolerances: Sequence[jax.Array | None],
+    strict: jax.Array | None,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The hot loop; see `api.update_cells`."""
 
@@ -38,7 +39,10 @@ def update_cells(
             tolerance = tolerances[i]
             if tolerance is not None:
                 old = cells.gather_windows(maps[i], *at, size=grid.size)
-                beyond = moved_beyond(new, old, tolerance[stream], axes=range(3, new.ndim))
+                least = tolerance[stream]
+                if strict is not None:
+                    least = jnp.where(strict[stream, row, column], 0, least)
+                beyond = moved_beyond(new, old, least, axes=range(3, new.ndim))
                 # A cell is replaced as a whole: the border of what moved would stay behind.
                 whole = jnp.any(beyond, axis=(1, 2), keepdims=True)
                 whole &= cells.gather_windows(marked[i], *here, size=grid.size)
