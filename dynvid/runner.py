@@ -63,7 +63,8 @@ def run_video(
         on `state.reference` where the state has one.
 
     Yields:
-      One result a frame.
+      One result a frame, up to the one after which the system is finished
+      (`work.details["finished"]`) or there are no more.
 
     Raises:
       ValueError: The network cannot run on frames of this size.
@@ -99,6 +100,8 @@ def run_video(
     measures = Measures(1.0, *[unknown] * 6)._replace(**_of_regions(state))
     yield FrameResult(first, everything, _of_one(decode(params, outputs)), measures)
 
+    if _finished(state):
+        return
     for index, frame in enumerate(frames):
         x = jax.block_until_ready(jnp.asarray(frame)[None])
         reference = _reference(state, x)
@@ -142,6 +145,8 @@ def run_video(
             **_of_regions(state),
         )
         yield FrameResult(frame, changed, _of_one(results), measures)
+        if _finished(state):
+            return
 
 
 def _reference(state: Any, frames: Frames) -> jax.Array | None:
@@ -156,6 +161,11 @@ def _of_regions(state: Any) -> dict[str, float]:
     details = state.work.details
     named = (("segmented", "segmented"), ("score", "scores"))
     return {name: float(jnp.mean(details[key])) for name, key in named if key in details}
+
+
+def _finished(state: Any) -> bool:
+    """Whether a system says that no later frame changes its answer."""
+    return bool(jnp.all(state.work.details.get("finished", False)))
 
 
 def _timed(function: Callable, *arguments: Any) -> tuple[Any, float]:

@@ -54,7 +54,9 @@ from dynvid.models.zoo import Model, load_model
 from dynvid.runner import run_video
 from dynvid.systems.registry import SYSTEMS, System
 from dynvid.tasks import Segmentation
+from dynvid.tasks.task import class_name
 from dynvid.types import VideoFunction
+from dynvid.video.clips import clip_frames
 from dynvid.video.draw import annotate_frame
 from dynvid.video.report import plot_report
 from dynvid.video.writer import VideoWriter
@@ -92,9 +94,9 @@ def run(
         tuple[str, ...],
         tyro.conf.arg(
             name="set",
-            help="Options of the system, such as partition=pixel for dyncnn, at=model.4 for ifmdc "
-            "or policy=flow_magnitude for dvsnet; a name that it does not know is answered with "
-            "those that it does.",
+            help="Options of the system, such as partition=pixel for dyncnn, at=model.4 for "
+            "ifmdc, policy=flow_magnitude for dvsnet or clip=stream for dynamic-inference; a name "
+            "that it does not know is answered with those that it does.",
             metavar="NAME=VALUE",
             help_behavior_hint="(default: what a settings file says, else the system's own)",
         ),
@@ -105,9 +107,10 @@ def run(
             "How much a pixel must differ from the one that the caches were computed from to count "
             "as changed, in grey levels of 0..255. 0 recomputes all that differs at all. For "
             "dvsnet: the expected confidence below which a region is segmented anew, in percent, "
-            "or what its other policies compare, in their units.",
+            "or what its other policies compare, in their units. For dynamic-inference: how sure a "
+            "checkpoint must be to stop, of 0..1.",
             metavar="NUMBER",
-            default="15; dyncnn: 20; ifmdc: 0; dvsnet: 92",
+            default="15; dyncnn: 20; ifmdc: 0; dvsnet: 92; dynamic-inference: 0.9",
         ),
     ] = None,
     truncation: Annotated[
@@ -158,6 +161,8 @@ def run(
 
     dynvid run drive.mp4 --system dvsnet --threshold 90
 
+    dynvid run clip.mp4 --system dynamic-inference --threshold 0.8
+
     dynvid run rtsp://camera/1 --model yolov5n.pt --max-frames 500 --out runs/door
     """
     if threshold is not None:
@@ -172,6 +177,11 @@ def run(
     given = choose_options(
         chosen, file, parse_options(options) | _given(threshold=threshold, truncation=truncation)
     )
+    if compare_dense and not chosen.frame_by_frame:
+        raise UsageError(
+            f"--compare-dense is for systems with a result a frame; got --system {chosen.name}, "
+            "whose report compares with full inference anyway"
+        )
     video = open_source(source, max_frames=max_frames, task=asked)
     loaded = load_model(
         model, frame_size=video.size, task=asked, head=head, pixels=pixels, class_names=names
@@ -192,12 +202,15 @@ def run(
     )
     measures = RunMeasures()
     work: collections.deque[float] = collections.deque(maxlen=_SHOWN_FRAMES)
+    last: Any = None
     interrupted = False
     with output_folder(out) as folder, recorded_warnings() as messages:
         if file is not None and (doubt := file.doubt(video.size)):
             warn(doubt)
             messages.append(doubt)
         with contextlib.closing(iter(video)) as frames:  # type: ignore[type-var]
+            if (order := _order(chosen, given)) is not None:
+                frames = iter(clip_frames(frames, order, name=video.name))
             first = list(itertools.islice(frames, chosen.calibration_frames))
             results = run_video(
                 loaded.task,
@@ -218,6 +231,7 @@ def run(
                             )
                             writer.write(picture)
                             measures.add(result.measures)
+                            last = result.result
                             advance(result.measures)
                 except KeyboardInterrupt:
                     if not measures.frames:
@@ -242,6 +256,7 @@ def run(
             "frames_per_point": measures.frames_per_point,
             "per_frame": _per_frame(measures),
         }
+        report |= _of_exits(last, loaded)
         (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         _plot(folder / "report.png", measures, chosen, title=f"{video.name}: {loaded.name}")
     console.print(_summary(report, loaded, chosen, unit=chosen.score_unit(given)))
@@ -269,6 +284,39 @@ def _build(
     except (ValueError, TypeError) as error:
         raise UsageError(f"--system {system.name}: {one_line(error)}") from error
     return video_function
+
+
+def _order(system: System, options: dict[str, Any]) -> tuple[int, ...] | None:
+    """The frames of a clip in the order in which a system wants them.
+
+    Raises:
+      UsageError: There is none for these options.
+    """
+    try:
+        return system.clip(options)
+    except ValueError as error:
+        raise UsageError(f"--system {system.name}: {one_line(error)}") from error
+
+
+def _of_exits(result: Any, model: Model) -> dict[str, Any]:
+    """Where a system with checkpoints stopped, and what that saved; nothing of others."""
+    exits = getattr(result, "exits", None)
+    if exits is None:
+        return {}
+    confidences, macs = np.asarray(exits.confidences), np.asarray(exits.macs)
+    reached = int(np.isfinite(confidences).sum())
+    at = int(exits.exit) if exits.exit >= 0 else reached - 1
+    spent = float(macs[at]) if reached else 0.0
+    best = int(result.classes[0])
+    return {
+        "class": class_name(getattr(model.task, "class_names", ()), best) if reached else None,
+        "checkpoint": int(exits.exit) + 1 if exits.exit >= 0 else None,
+        "checkpoints": len(macs),
+        "confidences": [round(float(c), 4) if np.isfinite(c) else None for c in confidences],
+        "macs": spent,
+        "full_macs": float(macs[-1]),
+        "saved": 1 - spent / max(float(macs[-1]), 1.0),
+    }
 
 
 def _agreement_key(model: Model) -> str:
@@ -311,7 +359,15 @@ def _summary(report: dict[str, Any], model: Model, system: System, *, unit: str)
             table.add_row(text.format(report[key]), note)
 
     row("frames", "{} frames")
-    row("mac_fraction", "{:.1%} of the multiply-accumulates", "mean over all but the first frame")
+    if report.get("checkpoints"):
+        row("class", "{}", "the answer")
+        row("checkpoint", "stopped at checkpoint {} of " + str(report["checkpoints"]))
+        row(
+            "saved", "{:.1%} of the multiply-accumulates saved", "against full inference, last clip"
+        )
+    else:
+        note = "mean over all but the first frame"
+        row("mac_fraction", "{:.1%} of the multiply-accumulates", note)
     row("scene_similarity", "{:.2%} of the " + system.kept)
     row("score", "{:.3g}" + unit + " mean score", "what regions were chosen by")
     if report["seconds_per_frame"] is not None:

@@ -237,7 +237,7 @@ class _System(NamedTuple):
             shift = self._shift(node, kept, streams)
             maps = self.network.stage(params, depth, x, shift)
             kept[("maps", group)] = jax.tree.map(
-                lambda x, n=len(frames): x.reshape(streams, n, *x.shape[1:]), maps
+                lambda x: x.reshape(streams, -1, *x.shape[1:]), maps
             )
             if not any(other[1] == depth for other in self._from(node) & self._checkpoints()):
                 continue
