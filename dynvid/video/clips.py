@@ -29,7 +29,7 @@ def clip_frames(
     Raises:
       VideoError: The video has fewer than T frames.
 
-    Exact up to 8 T frames; of longer videos each frame is off by at most an eighth of its part.
+    Exact up to 8 T frames; of longer videos each frame is off by at most a quarter of its part.
 
     >>> [int(x) for x in clip_frames(np.arange(8), (0, 2, 1, 3), name="clip")]
     [1, 5, 3, 7]

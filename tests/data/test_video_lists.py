@@ -39,7 +39,7 @@ def test_ucf101(tmp_path):
     ):
         read_ucf101(test, classes=classes)
     written(classes, "one ApplyEyeMakeup\n")
-    with pytest.raises(ValueError, match="classInd.txt: must be a whole number; got 'one'"):
+    with pytest.raises(ValueError, match=r"classInd\.txt: must be a whole number; got 'one'"):
         read_ucf101(train, classes=classes)
 
 
@@ -73,7 +73,7 @@ def test_kinetics(tmp_path):
     assert found.videos[0] == ("-0aXmhnbGc4_000012_000022.mp4", 1)
     test = written(tmp_path / "test.csv", "youtube_id,time_start,time_end,split\nabc,0,10,test\n")
     assert read_kinetics(test, class_names=found.class_names).videos[0].label == -1
-    with pytest.raises(ValueError, match="columns youtube_id, .* got no youtube_id"):
+    with pytest.raises(ValueError, match=r"columns youtube_id, .* got no youtube_id"):
         read_kinetics(written(tmp_path / "bad.csv", "a,b\n1,2\n"))
     with pytest.raises(ValueError, match="entry 2: class must be one of 1"):
         read_kinetics(path, class_names=("archery",))
