@@ -42,7 +42,7 @@ def action_network(*, rngs: nnx.Rngs) -> TemporalShiftResNet:
 
     >>> network = nnx.eval_shape(lambda: action_network(rngs=nnx.Rngs(0)))
     >>> sum(p.size for p in jax.tree.leaves(nnx.state(network, nnx.Param)))
-    431572
+    330336
     """
     return TemporalShiftResNet(
         depths=(1, 1, 1, 1), width=12, classes=len(CLASS_NAMES), head_features=128, patch=4,

@@ -61,7 +61,7 @@ class _File:
         self.data = data
         if data[:8] != _SIGNATURE:
             raise ValueError("it does not begin as HDF5 files do")
-        version, offsets, lengths = data[8], data[13], data[14]
+        version, offsets, lengths = self.unpack("<B4xBB", 8)
         if version > 1:
             raise ValueError(f"superblock of version {version}, not 0 or 1")
         if (offsets, lengths) != (8, 8):
@@ -145,6 +145,8 @@ class _File:
             yield self.data[names + name : end].decode(), header
 
     def _array(self, kinds: dict[int, int], path: str) -> np.ndarray | None:
+        if not {_DATATYPE, _DATASPACE} <= kinds.keys():
+            raise ValueError(f"{path} is an array without dtype or shape")
         dtype = self._dtype(kinds[_DATATYPE])
         if dtype is None:
             return None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ class StreamState:
         return self
 
 
-def thresholds_of(given: ArrayLike, shape: tuple[int, int]) -> jax.Array:
+def thresholds_of(given: ArrayLike | Sequence[float], shape: tuple[int, int]) -> jax.Array:
     """Thresholds of every stream and checkpoint, `float32[S, checkpoints]`.
 
     Args:
@@ -96,6 +97,7 @@ def thresholds_of(given: ArrayLike, shape: tuple[int, int]) -> jax.Array:
     ...
     ValueError: thresholds must be a number or one for each of 3 checkpoints; got shape [2]
     """
+    given = jnp.asarray(given) if isinstance(given, list | tuple) else given
     size = jnp.shape(given)
     if size not in ((), (shape[1],), shape):
         raise ValueError(
