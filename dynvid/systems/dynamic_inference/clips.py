@@ -233,10 +233,12 @@ class _System(NamedTuple):
                 x = clips[:, jnp.array(frames)]
                 x = x.reshape(-1, *x.shape[2:])
             else:
-                x = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept[("maps", group)])
+                x = jax.tree.map(
+                    lambda x: x.reshape(-1, *x.shape[2:]), kept[("maps", group, depth - 1)]
+                )
             shift = self._shift(node, kept, streams)
             maps = self.network.stage(params, depth, x, shift)
-            kept[("maps", group)] = jax.tree.map(
+            kept[("maps", group, depth)] = jax.tree.map(
                 lambda x: x.reshape(streams, -1, *x.shape[1:]), maps
             )
             if not any(other[1] == depth for other in self._from(node) & self._checkpoints()):
@@ -299,13 +301,13 @@ class _System(NamedTuple):
 
 def _needed(name: tuple[Any, ...], later: set[Node]) -> bool:
     """Whether one of the later nodes reads what goes by a name."""
-    kind, index = name[:2]
-    if kind == "maps":
-        return any(group == index and depth > 1 for group, depth in later)
-    return any(depth == index for _, depth in later)
+    if name[0] == "maps":
+        return (name[1], name[2] + 1) in later
+    return any(depth == name[1] for _, depth in later)
 
 
 def _written(name: tuple[Any, ...], segment: list[Node]) -> bool:
     """Whether one of these nodes writes it."""
-    kind, index = name[:2]
-    return any((group if kind == "maps" else depth) == index for group, depth in segment)
+    if name[0] == "maps":
+        return (name[1], name[2]) in segment
+    return any(depth == name[1] for _, depth in segment)

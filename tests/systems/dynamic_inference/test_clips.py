@@ -140,14 +140,14 @@ def test_new_thresholds_compile_nothing_again():
 
 
 def test_macs_are_those_of_the_nodes():
-    cells, channels = 4 * 5, Integers.channels
-    stage = 4 * cells * 9 * channels**2 * NETWORK.layers
+    channels = Integers.channels
+    first, second = (4 * cells * 9 * channels**2 * NETWORK.layers for cells in (4 * 5, 2 * 5))
     head = channels * NETWORK.classes
+    group = first + second + 2 * head
     macs = route_macs(NETWORK, PARAMS, clips(1, 8)[0], JOINT)
-    assert macs == tuple((i + 1) * (stage + head) for i in range(4))
+    assert macs == (first + head, group, group + first + head, 2 * group)
     late = make_route(FIGURE_2D, depth=2, checkpoints=[(1, 2), (2, 2)])
-    assert route_macs(NETWORK, PARAMS, clips(1, 8)[0], late) == (2 * stage + head,
-                                                                4 * stage + 2 * head)  # fmt: skip
+    assert route_macs(NETWORK, PARAMS, clips(1, 8)[0], late) == (group - head, 2 * (group - head))
 
 
 @pytest.mark.parametrize(
