@@ -146,7 +146,7 @@ class SyntheticAction(SyntheticSource):
         self.length = FRAMES if max_frames is None else min(FRAMES, max_frames)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        clip = action_clips(jax.random.key(4), count=1, labels=[CLASS_NAMES.index("moves left")])
+        clip = action_clips(jax.random.key(4), count=1, labels=CLASS_NAMES.index("moves left"))
         yield from np.asarray(clip.frames[0, : self.length])
 
 

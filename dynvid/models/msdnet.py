@@ -102,7 +102,7 @@ class MSDNet(nnx.Module):
           x: Frames `(N, H, W, 3)`, or the maps of the block before.
           shift: What shifts a map in time.
         """
-        maps: Maps = self.first(x) if depth == 1 else list(x)
+        maps: Maps = self.first(x) if isinstance(x, jax.Array) else list(x)
         for layer in self.blocks[depth - 1]:
             if isinstance(layer, _Layer):
                 maps = layer(maps, [shift(x, fold=self.fold) for x in maps])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 
 def for_each[Buffers](
@@ -42,8 +43,12 @@ def for_each[Buffers](
     count = jnp.sum(which, dtype=jnp.int32)
     order = jnp.argsort(~which, stable=True).astype(jnp.int32)  # those first, in their order
 
-    def body(i: jax.Array, buffers: Buffers) -> Buffers:
+    def body(i: ArrayLike, buffers: Buffers) -> Buffers:
         place = order[jnp.minimum(i * chunk + jnp.arange(chunk), count - 1)]
         return turn(place, buffers)
 
+    if chunk == len(which):
+        # One turn or none. XLA sees that a loop over all rows does the same in every turn and moves
+        # its work in front of the loop, where it runs whether or not there is a turn.
+        return lax.cond(count > 0, lambda buffers: body(0, buffers), lambda same: same, buffers)
     return lax.fori_loop(0, (count + chunk - 1) // chunk, body, buffers)

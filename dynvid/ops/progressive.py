@@ -258,7 +258,7 @@ def make_route(
         raise ValueError(f"order must be 'depth_first' or 'breadth'; got {order!r}")
     if checkpoints is None:
         checkpoints = [node for node in nodes if scheme != "input" or node[1] == depth]
-    return Route(groups, nodes, tuple(tuple(node) for node in checkpoints))
+    return Route(groups, nodes, tuple((g, d) for g, d in checkpoints))
 
 
 def checkpoint_logits(
@@ -311,8 +311,8 @@ def checkpoint_logits(
     maps: Any = clips.reshape(-1, *clips.shape[2:])
     found: dict[Node, jax.Array] = {}
     for depth in range(1, route.depth + 1):
-        previous = route.previous_at(depth)
-        following = route.previous_at(depth, later=True) if bidirectional else None
+        previous = np.array(route.previous_at(depth))
+        following = np.array(route.previous_at(depth, later=True)) if bidirectional else None
 
         def shift(
             x: jax.Array, *, fold: int = 8, previous=previous, following=following

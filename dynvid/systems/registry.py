@@ -14,7 +14,7 @@ from dynvid.models.driving import MULTIPLE, load_driving_networks
 from dynvid.ops.early_exit import Measure
 from dynvid.ops.labels import LabelMap
 from dynvid.ops.letterbox import Letterbox
-from dynvid.ops.progressive import ClipNetwork, Groups, ShiftFn, frame_groups, make_route
+from dynvid.ops.progressive import ClipNetwork, Groups, Scheme, ShiftFn, frame_groups, make_route
 from dynvid.ops.regions import divide_frame
 from dynvid.ops.warp import Motion, resize_motion
 from dynvid.systems.dense import dense
@@ -387,7 +387,7 @@ def _frame_groups(options: Mapping[str, Any]) -> Groups:
 
 
 def _dynamic_inference(
-    network: Network, frames: Sequence[Frames], *, scheme: str, threshold: Any, **options: Any
+    network: Network, frames: Sequence[Frames], *, scheme: Scheme, threshold: Any, **options: Any
 ) -> VideoFunction:
     """Dynamic Inference: of a network with checkpoints, or of one that scores single frames."""
     del frames

@@ -1,6 +1,7 @@
 """Loops over chosen rows."""
 
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,23 @@ def test_chosen_rows_are_visited_and_no_others(which, chunk):
     turns, seen = for_each(jnp.array(which), turn, (0, jnp.zeros(len(which), int)), chunk=chunk)
     assert seen.tolist() == which
     assert turns == -(-sum(which) // min(chunk, len(which)))
+
+
+@pytest.mark.parametrize(("rows", "chunk"), [(1, 1), (2, 1), (3, 3), (1, 4)])
+def test_nothing_is_computed_in_front_of_the_loop(rows, chunk):
+    """XLA moves what is alike in every turn out of a loop, where it runs for no row too."""
+
+    def run(which, x, weights):
+        def turn(place, found):
+            return found.at[place].set(x[place] @ weights)
+
+        return for_each(which, turn, jnp.zeros((rows, 64)), chunk=chunk)
+
+    arguments = jnp.zeros(rows, bool), jnp.ones((rows, 32, 64)).sum(1), jnp.ones((64, 64))
+    text = jax.jit(run).lower(*arguments).compile().as_text()
+    entry = text[text.index("ENTRY") :]
+    assert " dot(" not in entry
+    assert "dot" in text
 
 
 def test_a_chunk_of_none_is_refused():

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from dynvid.graph import count_macs
@@ -256,9 +257,9 @@ class _System(NamedTuple):
 
     def _shift(self, node: Node, kept: Kept, streams: int) -> Callable[..., jax.Array]:
         """What shifts the maps of a node; its layers are counted in the order of the calls."""
-        frames, depth = self.route.group(node), node[1]
-        previous = self.route.previous(node)
-        following = self.route.previous(node, later=True) if self.bidirectional else None
+        frames, depth = np.array(self.route.group(node)), node[1]
+        previous = np.array(self.route.previous(node))
+        later = np.array(self.route.previous(node, later=True)) if self.bidirectional else None
         layer = 0
 
         def shift(x: jax.Array, *, fold: int = 8) -> jax.Array:
@@ -270,7 +271,7 @@ class _System(NamedTuple):
             if cache is None:
                 cache = shift_cache(together, self.route.frames, fold=fold, both=self.bidirectional)
             y, kept[name] = online_shift_step(
-                together, cache, frames, previous, following=following, fold=fold
+                together, cache, frames, previous, following=later, fold=fold
             )
             return y.reshape(x.shape)
 

@@ -97,7 +97,8 @@ def thresholds_of(given: ArrayLike | Sequence[float], shape: tuple[int, int]) ->
     ...
     ValueError: thresholds must be a number or one for each of 3 checkpoints; got shape [2]
     """
-    given = jnp.asarray(given) if isinstance(given, list | tuple) else given
+    if isinstance(given, Sequence):
+        given = jnp.asarray(given)
     size = jnp.shape(given)
     if size not in ((), (shape[1],), shape):
         raise ValueError(

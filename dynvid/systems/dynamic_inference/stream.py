@@ -373,7 +373,7 @@ class _Stream(NamedTuple):
             index[group - 1, depth - 1] = k
         return jnp.array(groups), jnp.array(sources), jnp.array(wanted), jnp.array(index)
 
-    def _costs(self, params: Params, frames: jax.Array) -> list[int]:
+    def _costs(self, params: Params, frames: jax.Array | jax.ShapeDtypeStruct) -> list[int]:
         """Multiply-accumulates of a group of one stream at each depth."""
         x: Any = jax.ShapeDtypeStruct((1, self.size, *frames.shape[2:]), frames.dtype)
         found = []

@@ -117,7 +117,7 @@ def expected(
     (2.5, 1.0)
     """
     confidences, thresholds = _checked(confidences, thresholds, "thresholds")
-    confidences, macs = _checked(confidences, macs, "macs")
+    confidences, costs = _checked(confidences, macs, "macs")
     correct = np.asarray(correct, bool)
     if correct.shape != confidences.shape:
         raise ValueError(f"correct must be {confidences.shape} as confidences; got {correct.shape}")
@@ -126,14 +126,14 @@ def expected(
     enough[:, -1] = True
     exits = enough.argmax(1)
     right = correct[np.arange(len(exits)), exits]
-    counts = np.bincount(exits, minlength=len(macs))
-    hits = np.bincount(exits, weights=right, minlength=len(macs))
+    counts = np.bincount(exits, minlength=len(costs))
+    hits = np.bincount(exits, weights=right, minlength=len(costs))
     with np.errstate(invalid="ignore"):
         accuracies = hits / counts
     limits = thresholds.copy()
     limits[-1] = -np.inf
     shares = counts / len(exits)
-    return Schedule(limits, float(shares @ macs), float(right.mean()), shares, accuracies)
+    return Schedule(limits, float(shares @ costs), float(right.mean()), shares, accuracies)
 
 
 def sweep(
