@@ -79,7 +79,8 @@ def run_video(
         on `state.reference` where the state has one.
 
     Yields:
-      One result a frame.
+      One result a frame, up to the one after which the system is finished
+      (`work.details["finished"]`) or there are no more.
 
     Raises:
       ValueError: The network cannot run on frames of this size.
@@ -117,6 +118,8 @@ def run_video(
         first, everything, _of_one(decode(params, outputs)), measures, _propagation(state)
     )
 
+    if _finished(state):
+        return
     for index, frame in enumerate(frames):
         x = jax.block_until_ready(jnp.asarray(frame)[None])
         reference = _reference(state, x)
@@ -160,6 +163,8 @@ def run_video(
             **_of_regions(state),
         )
         yield FrameResult(frame, changed, _of_one(results), measures, _propagation(state))
+        if _finished(state):
+            return
 
 
 def _reference(state: Any, frames: Frames) -> jax.Array | None:
@@ -182,6 +187,11 @@ def _propagation(state: Any) -> Propagation | None:
         return None
     update_mask, motion = (np.asarray(details[name][0]) for name in ("update_mask", "motion"))
     return Propagation(bool(details["key"][0]), update_mask, motion)
+
+
+def _finished(state: Any) -> bool:
+    """Whether a system says that no later frame changes its answer."""
+    return bool(jnp.all(state.work.details.get("finished", False)))
 
 
 def _timed(function: Callable, *arguments: Any) -> tuple[Any, float]:

@@ -48,7 +48,12 @@ TOP = {"cli", "__main__", "__init__"}
 
 MAY_TOUCH_FILES = {"video", "weights", "models.zoo", "data", "training", "cli", "files"}
 # Weights that come with the package lie in it, beside the network that they are of.
-EXEMPT = {"models/driving.py", "models/flow_detection.py", "models/synthetic_detector.py"}
+EXEMPT = {
+    "models/actions.py",
+    "models/driving.py",
+    "models/flow_detection.py",
+    "models/synthetic_detector.py",
+}
 
 METHODS = {
     *("open", "read_bytes", "read_text", "write_bytes", "write_text"),

@@ -15,12 +15,14 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dynvid.data.action_clips import action_clips
 from dynvid.data.driving import driving_scene, render_drive
 from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.errors import UsageError, reason
 from dynvid.measures import Measures
+from dynvid.models.actions import CLASS_NAMES, FRAMES, SIZE
 from dynvid.models.zoo import HEADS, PIXELS, TASKS
-from dynvid.tasks import Segmentation
+from dynvid.tasks import ActionRecognition, Segmentation
 from dynvid.video.reader import VideoSource, VideoWarning
 
 FPS = 25.0
@@ -39,7 +41,7 @@ SourceArgument = Annotated[
         "(rtsp://, http://).",
         metavar="[SOURCE]",
         default="a synthetic scene of 100 frames, seen by a fixed camera; for segmentation, by one "
-        "that drives",
+        "that drives; for action recognition, a short action",
     ),
 ]
 ModelOption = Annotated[
@@ -133,6 +135,21 @@ class SyntheticDrive(SyntheticSource):
             yield np.asarray(render_drive(drive, t).frame)
 
 
+class SyntheticAction(SyntheticSource):
+    """The default for action recognition: a disc that moves."""
+
+    name = "synthetic_action"
+    size = SIZE
+    fps = 8.0
+
+    def __init__(self, *, max_frames: int | None):
+        self.length = FRAMES if max_frames is None else min(FRAMES, max_frames)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        clip = action_clips(jax.random.key(4), count=1, labels=CLASS_NAMES.index("moves left"))
+        yield from np.asarray(clip.frames[0, : self.length])
+
+
 def open_source(source: str | None, *, max_frames: int | None, task: str | None = None) -> Source:
     """The video that was asked for, or a synthetic one that suits the task.
 
@@ -141,8 +158,8 @@ def open_source(source: str | None, *, max_frames: int | None, task: str | None 
     """
     if source is not None:
         return VideoSource(source, max_frames=max_frames)
-    synthetic = SyntheticDrive if task == Segmentation.name else SyntheticSource
-    return synthetic(max_frames=max_frames)
+    synthetic = {Segmentation.name: SyntheticDrive, ActionRecognition.name: SyntheticAction}
+    return synthetic.get(task or "", SyntheticSource)(max_frames=max_frames)
 
 
 def read_class_names(path: pathlib.Path | None) -> tuple[str, ...] | None:

@@ -54,7 +54,9 @@ from dynvid.models.zoo import Model, load_model
 from dynvid.runner import FrameResult, run_video
 from dynvid.systems.registry import SYSTEMS, System
 from dynvid.tasks import Segmentation
+from dynvid.tasks.task import class_name
 from dynvid.types import VideoFunction
+from dynvid.video.clips import clip_frames
 from dynvid.video.draw import annotate_frame
 from dynvid.video.report import plot_report
 from dynvid.video.writer import VideoWriter
@@ -92,9 +94,9 @@ def run(
         tuple[str, ...],
         tyro.conf.arg(
             name="set",
-            help="Options of the system, such as partition=pixel for dyncnn, at=model.4 for ifmdc "
-            "or policy=flow_magnitude for dvsnet; a name that it does not know is answered with "
-            "those that it does.",
+            help="Options of the system, such as partition=pixel for dyncnn, at=model.4 for "
+            "ifmdc, policy=flow_magnitude for dvsnet or clip=stream for dynamic-inference; a name "
+            "that it does not know is answered with those that it does.",
             metavar="NAME=VALUE",
             help_behavior_hint="(default: what a settings file says, else the system's own)",
         ),
@@ -107,9 +109,11 @@ def run(
             "dvsnet: the expected confidence below which a region is segmented anew, in percent, "
             "or what its other policies compare, in their units. For flow-detection: the share of "
             "inconsistent features above which a frame becomes a key frame, or with --set "
-            "key=every the frames between two.",
+            "key=every the frames between two. For dynamic-inference: how sure a checkpoint must "
+            "be to stop, of 0..1.",
             metavar="NUMBER",
-            default="15; dyncnn: 20; ifmdc: 0; dvsnet: 92; flow-detection: 0.2",
+            default="15; dyncnn: 20; ifmdc: 0; dvsnet: 92; flow-detection: 0.2; dynamic-inference: "
+            "0.9",
         ),
     ] = None,
     truncation: Annotated[
@@ -162,6 +166,8 @@ def run(
 
     dynvid run street.mp4 --model yolov5n.pt --system flow-detection
 
+    dynvid run clip.mp4 --system dynamic-inference --threshold 0.8
+
     dynvid run rtsp://camera/1 --model yolov5n.pt --max-frames 500 --out runs/door
     """
     if threshold is not None:
@@ -176,6 +182,11 @@ def run(
     given = choose_options(
         chosen, file, parse_options(options) | _given(threshold=threshold, truncation=truncation)
     )
+    if compare_dense and not chosen.frame_by_frame:
+        raise UsageError(
+            f"--compare-dense is for systems with a result a frame; got --system {chosen.name}, "
+            "whose report compares with full inference anyway"
+        )
     video = open_source(source, max_frames=max_frames, task=asked)
     loaded = load_model(
         model, frame_size=video.size, task=asked, head=head, pixels=pixels, class_names=names
@@ -196,12 +207,15 @@ def run(
     )
     measures = RunMeasures()
     work: collections.deque[float] = collections.deque(maxlen=_SHOWN_FRAMES)
+    last: Any = None
     interrupted = False
     with output_folder(out) as folder, recorded_warnings() as messages:
         if file is not None and (doubt := file.doubt(video.size)):
             warn(doubt)
             messages.append(doubt)
         with contextlib.closing(iter(video)) as frames:  # type: ignore[type-var]
+            if (order := _order(chosen, given)) is not None:
+                frames = iter(clip_frames(frames, order, name=video.name))
             first = list(itertools.islice(frames, chosen.calibration_frames))
             results = run_video(
                 loaded.task,
@@ -218,6 +232,7 @@ def run(
                             picture = _picture(loaded, result, list(work))
                             writer.write(picture)
                             measures.add(result.measures)
+                            last = result.result
                             advance(result.measures)
                 except KeyboardInterrupt:
                     if not measures.frames:
@@ -242,6 +257,7 @@ def run(
             "frames_per_point": measures.frames_per_point,
             "per_frame": _per_frame(measures),
         }
+        report |= _of_exits(last, loaded)
         (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         _plot(folder / "report.png", measures, chosen, title=f"{video.name}: {loaded.name}")
     console.print(_summary(report, loaded, chosen, unit=chosen.score_unit(given)))
@@ -286,6 +302,39 @@ def _build(
     return video_function
 
 
+def _order(system: System, options: dict[str, Any]) -> tuple[int, ...] | None:
+    """The frames of a clip in the order in which a system wants them.
+
+    Raises:
+      UsageError: There is none for these options.
+    """
+    try:
+        return system.clip(options)
+    except ValueError as error:
+        raise UsageError(f"--system {system.name}: {one_line(error)}") from error
+
+
+def _of_exits(result: Any, model: Model) -> dict[str, Any]:
+    """Where a system with checkpoints stopped, and what that saved; nothing of others."""
+    exits = getattr(result, "exits", None)
+    if exits is None:
+        return {}
+    confidences, macs = np.asarray(exits.confidences), np.asarray(exits.macs)
+    reached = int(np.isfinite(confidences).sum())
+    at = int(exits.exit) if exits.exit >= 0 else reached - 1
+    spent = float(macs[at]) if reached else 0.0
+    best = int(result.classes[0])
+    return {
+        "class": class_name(getattr(model.task, "class_names", ()), best) if reached else None,
+        "checkpoint": int(exits.exit) + 1 if exits.exit >= 0 else None,
+        "checkpoints": len(macs),
+        "confidences": [round(float(c), 4) if np.isfinite(c) else None for c in confidences],
+        "macs": spent,
+        "full_macs": float(macs[-1]),
+        "saved": 1 - spent / max(float(macs[-1]), 1.0),
+    }
+
+
 def _agreement_key(model: Model) -> str:
     return f"{model.task.name.replace('-', '_')}_agreement"
 
@@ -326,7 +375,15 @@ def _summary(report: dict[str, Any], model: Model, system: System, *, unit: str)
             table.add_row(text.format(report[key]), note)
 
     row("frames", "{} frames")
-    row("mac_fraction", "{:.1%} of the multiply-accumulates", "mean over all but the first frame")
+    if report.get("checkpoints"):
+        row("class", "{}", "the answer")
+        row("checkpoint", "stopped at checkpoint {} of " + str(report["checkpoints"]))
+        row(
+            "saved", "{:.1%} of the multiply-accumulates saved", "against full inference, last clip"
+        )
+    else:
+        note = "mean over all but the first frame"
+        row("mac_fraction", "{:.1%} of the multiply-accumulates", note)
     row("scene_similarity", "{:.2%} of the " + system.kept)
     row("score", "{:.3g}" + unit + " mean score", "what was decided by")
     if report["seconds_per_frame"] is not None:

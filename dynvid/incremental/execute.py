@@ -452,7 +452,7 @@ class Runner:
         )
         strict = None
         if self.exact is not None and any(value in self.plan.compared for value in segment.outputs):
-            strict = masks.to_cells(self._exactly(segment.grid), segment.cell)
+            strict = masks.to_cells(self._exactly((self.count, *segment.grid)), segment.cell)
 
         def on_frame(carry):
             caches, marks = list(carry[0]), list(carry[1])
@@ -486,18 +486,21 @@ class Runner:
 
     # What was held back.
 
-    def _exactly(self, size: tuple[int, int]) -> jax.Array:
-        """Where a map of this size is computed without tolerance: what lies under `exact`."""
+    def _exactly(self, shape: tuple[int, ...]) -> jax.Array:
+        """Where a value has no tolerance: what of a map `(S, h, w)` lies under `exact`; a vector
+        `(S,)` where all of the frame does.
+        """
         assert self.exact is not None
-        return masks.resize_mask(self.exact, size)
+        if len(shape) == 1:
+            return jnp.all(self.exact, (1, 2))
+        return masks.resize_mask(self.exact, shape[1:])
 
     def _due(self, value: Value) -> jax.Array | bool:
         """Where a value was held back and must not be any longer."""
         held = self.held[self.slot[value]]
         if self.exact is None or held is None:
             return False
-        exact = self._exactly(held.shape[1:]) if held.ndim == 3 else jnp.all(self.exact, (1, 2))
-        due = held & exact
+        due = held & self._exactly(held.shape)
         self.settled += jnp.sum(due, axis=tuple(range(1, due.ndim)), dtype=jnp.int32)
         return due
 
@@ -509,8 +512,7 @@ class Runner:
         kept = ~moved
         if self.exact is not None:
             # What did not move without tolerance is right as it is.
-            exact = self._exactly(held.shape[1:]) if held.ndim == 3 else jnp.all(self.exact, (1, 2))
-            kept &= ~exact
+            kept &= ~self._exactly(held.shape)
         self.held[self.slot[value]] = jnp.where(computed, kept, held)
 
     def _loop(self, segment: Segment, active, total, marked, refresh: list[bool], carry, strict):
@@ -571,10 +573,8 @@ class Runner:
         """What a boundary's output must move by: `float32[S]`, or of a map's every position."""
         if self.exact is None or self.held[i] is None:
             return self.tolerances[i]
-        if value in self.plan.layouts:
-            exact = self._exactly(self._mask_shape(value)[1:])
-            return jnp.where(exact, 0, self.tolerances[i][:, None, None])
-        return jnp.where(jnp.all(self.exact, (1, 2)), 0, self.tolerances[i])
+        exact = self._exactly(self._mask_shape(value))
+        return jnp.where(exact, 0, self.tolerances[i].reshape(-1, *(1,) * (exact.ndim - 1)))
 
     def _renew(self, value: Value, old, new, tolerance) -> tuple[jax.Array, jax.Array]:
         """Replaces a boundary's output where it changed; a vector changes by whole streams."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dynvid.errors import UsageError, one_line
-from dynvid.models import driving, ssd, synthetic_detector
+from dynvid.models import actions, driving, ssd, synthetic_detector
 from dynvid.models.ssd import VOC_CLASSES, decode_ssd
 from dynvid.models.synthetic_detector import (
     CLASS_NAMES,
@@ -21,6 +21,7 @@ from dynvid.models.synthetic_detector import (
 from dynvid.models.yolo_heads import COCO_CLASSES, decode_yolov3, decode_yolov5, decode_yolox
 from dynvid.ops.boxes import Detections
 from dynvid.ops.letterbox import Letterbox
+from dynvid.ops.progressive import ClipNetwork, checkpoint_logits, make_route
 from dynvid.tasks import ActionRecognition, Detection, Segmentation, Task
 from dynvid.tasks.preprocessing import Preprocessing
 from dynvid.types import Frames, Output, Params
@@ -153,6 +154,7 @@ class Model:
       task: What it is run for: how frames go in and results come out.
       head: The name of its head where it is a detector, for reports.
       digest: SHA-256 of its files, None of what comes with the package.
+      clips: The network stage by stage, where it has checkpoints; None of others.
     """
 
     name: str
@@ -161,6 +163,7 @@ class Model:
     task: Task
     head: str | None = None
     digest: str | None = None
+    clips: ClipNetwork | None = None
 
     @property
     def kind(self) -> str:
@@ -248,7 +251,7 @@ def load_model(
 
     Args:
       path: The file; None takes what comes with the package: the segmentation network of street
-        scenes for that task, else the detector.
+        scenes and that of short actions for these tasks, else the detector.
       frame_size: (height, width) of the frames it is to run on.
       task: One of `TASKS`; told from the model where None.
       head: One of `HEADS`, for detectors; told from the model where None.
@@ -267,7 +270,13 @@ def load_model(
     'segmentation'
     """
     _check_names(task, head, pixels)
-    if path is None and task == Segmentation.name:
+    clips = None
+    if path is None and task == ActionRecognition.name:
+        clips, params = actions.load_action_network()
+        file = _File(
+            "shipped action network", _frame_by_frame(clips), params, None, None, task=_ACTIONS
+        )
+    elif path is None and task == Segmentation.name:
         networks = driving.load_driving_networks()
         file = _File(
             "shipped segmenter", networks.segment, networks.params[0], None, None,
@@ -281,7 +290,7 @@ def load_model(
         file = _File("shipped detector", network, params, (height, width), "synthetic")
     else:
         file = _read(path, frame_size)
-    model = _fit(file, frame_size, task, head, pixels)
+    model = dataclasses.replace(_fit(file, frame_size, task, head, pixels), clips=clips)
     if class_names is not None:
         named: Any = model.task
         model = dataclasses.replace(
@@ -317,6 +326,18 @@ def _street(class_names: Sequence[str], frame_size: tuple[int, int]) -> Segmenta
         ),
         class_names=tuple(class_names),
     )
+
+
+_ACTIONS = ActionRecognition(
+    preprocessing=Preprocessing(placement="stretch", white=1, size=actions.SIZE),
+    class_names=actions.CLASS_NAMES,
+)
+
+
+def _frame_by_frame(network: ClipNetwork) -> Callable[[Params, jax.Array], jax.Array]:
+    """A network of clips on frames by themselves: clips of one frame, in full."""
+    route = make_route(((0,),), depth=network.depth, scheme="input")
+    return lambda params, images: checkpoint_logits(network, params, images[:, None], route)[:, -1]
 
 
 def _check_names(task: str | None, head: str | None, pixels: str | None) -> None:

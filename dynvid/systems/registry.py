@@ -11,13 +11,17 @@ import jax.numpy as jnp
 from dynvid.errors import one_line
 from dynvid.incremental import explain, incremental
 from dynvid.models.driving import MULTIPLE, load_driving_networks
+from dynvid.ops.early_exit import Measure
 from dynvid.ops.labels import LabelMap
 from dynvid.ops.letterbox import Letterbox
+from dynvid.ops.progressive import ClipNetwork, Groups, Scheme, ShiftFn, frame_groups, make_route
 from dynvid.ops.regions import divide_frame
 from dynvid.ops.warp import Motion, resize_motion
 from dynvid.systems.dense import dense
 from dynvid.systems.dvsnet import DVSNetParams, DVSNetState, dvsnet
 from dynvid.systems.dvsnet.system import Policy
+from dynvid.systems.dynamic_inference import dynamic_inference_stream
+from dynvid.systems.dynamic_inference.stream import Evidence
 from dynvid.systems.dyncnn import dyncnn
 from dynvid.systems.flow_detection import (
     FlowDetectionParams,
@@ -103,6 +107,9 @@ class System:
       tasks: The names of the tasks it serves; all where None.
       kept: What `1 - work.changed` is the share of, for reports.
       score_unit: `score_unit(options)`, the unit of what it decides by, where it tells.
+      clip: `clip(options)`, of systems that take a video as one clip: the frames, evenly spread
+        over it, in the order in which they are to come; None where they come as they are.
+      frame_by_frame: Whether its outputs can be compared with those of the network on each frame.
     """
 
     name: str
@@ -113,6 +120,8 @@ class System:
     tasks: frozenset[str] | None = None
     kept: str = "pixels unchanged"
     score_unit: Callable[[Mapping[str, Any]], str] = lambda options: ""
+    clip: Callable[[Mapping[str, Any]], tuple[int, ...] | None] = lambda options: None
+    frame_by_frame: bool = True
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options: those that are given, and the defaults of the others.
@@ -194,6 +203,11 @@ def _finite_or_none(value: Any) -> bool:
 
 _OVERLAP = 16  # pixels; the paper's 64 are for frames of 2048 x 1024
 _REFERENCE = ("last_used", "previous")
+_FRAMES_OR_NONE = Option(
+    None,
+    "a positive number of frames or null",
+    lambda value: value is None or _positive(value),
+)
 _CHANNELS = choice_option("any", "gray", "mean")
 _FLAG = "true or false"
 
@@ -404,6 +418,82 @@ def _unit(images: jax.Array) -> jax.Array:
     return images / 255 if jnp.issubdtype(images.dtype, jnp.floating) else images
 
 
+class _FrameScores:
+    """A network that scores single frames as one of a single stage: scores are averaged."""
+
+    depth = 1
+
+    def __init__(self, network: Network):
+        self._network = network
+
+    def stage(self, params: Params, depth: int, x: Any, shift: ShiftFn) -> Any:
+        return self._network.on_frames(params, x)
+
+    def features(self, params: Params, depth: int, maps: Any) -> jax.Array:
+        leaves = jax.tree.leaves(maps)
+        if len(leaves) != 1 or leaves[0].ndim != 2 or leaves[0].shape[1] < 2:
+            raise ValueError(
+                "the network must score classes, (S, classes); got outputs "
+                f"{[list(leaf.shape) for leaf in leaves]}"
+            )
+        return leaves[0]
+
+    def head(self, params: Params, depth: int, features: jax.Array) -> jax.Array:
+        return features
+
+
+class _Resized:
+    """A network of clips that takes frames of any size."""
+
+    def __init__(self, network: Network, clips: ClipNetwork):
+        self._network, self._clips, self.depth = network, clips, clips.depth
+        self.features, self.head = clips.features, clips.head
+
+    def stage(self, params: Params, depth: int, x: Any, shift: ShiftFn) -> Any:
+        return self._clips.stage(
+            params, depth, _unit(self._network.resize(x)) if depth == 1 else x, shift
+        )
+
+
+def _frame_groups(options: Mapping[str, Any]) -> Groups:
+    length, groups = options["length"], options["groups"]
+    permutation = options["permutation"]
+    key = jax.random.key(options["seed"]) if permutation == "stratified" else None
+    if options["clip"] == "stream":
+        return frame_groups(length, length)  # in their order, each by itself
+    return frame_groups(length, groups, permutation=permutation, key=key)
+
+
+def _dynamic_inference(
+    network: Network, frames: Sequence[Frames], *, scheme: Scheme, threshold: Any, **options: Any
+) -> VideoFunction:
+    """Dynamic Inference: of a network with checkpoints, or of one that scores single frames."""
+    del frames
+    clips: ClipNetwork | None = getattr(network, "clips", None)
+    staged: Any = _FrameScores(network) if clips is None else _Resized(network, clips)
+    groups = _frame_groups(options)
+    of_stream = options["clip"] == "stream"
+    decay = of_stream and options["evidence"] == "decay"
+    route = make_route(((0,),) if decay else groups, depth=staged.depth, scheme=scheme)
+    return dynamic_inference_stream(
+        staged,
+        groups=route.groups,
+        checkpoints=route.checkpoints,
+        threshold=jnp.asarray(threshold, jnp.float32),
+        measure=options["measure"],
+        evidence="decay" if decay else "reset",
+        decay=options["decay"],
+        repeat=of_stream,
+    )
+
+
+def _clip_order(options: Mapping[str, Any]) -> tuple[int, ...] | None:
+    if options["clip"] == "stream":
+        return None
+    groups = make_route(_frame_groups(options), depth=1, scheme=options["scheme"]).groups
+    return tuple(frame for group in groups for frame in group)
+
+
 _SCORE_UNITS: Mapping[Policy, str] = {
     "decision_network": "%",
     "frame_difference": " grey levels",
@@ -439,6 +529,8 @@ SYSTEMS: dict[str, System] = {
                     "a share between 0 and 1 or null",
                     lambda value: value is None or _number(value, most=1),
                 ),
+                "settle": _FRAMES_OR_NONE,
+                "rotation": _FRAMES_OR_NONE,
             },
         ),
         System(
@@ -568,6 +660,35 @@ SYSTEMS: dict[str, System] = {
                     lambda value: value is None or _number(value, most=255),
                 ),
                 "reach": choice_option("mask", "geometry"),
+            },
+        ),
+        System(
+            name="dynamic-inference",
+            summary="stop looking at a clip, further and deeper, once sure of what it shows",
+            build=_dynamic_inference,
+            tasks=frozenset({"action-recognition"}),
+            kept="frames passed over",
+            clip=_clip_order,
+            frame_by_frame=False,
+            options={
+                "threshold": Option(
+                    0.9,
+                    "a number between 0 and 1, or a list of them, one a checkpoint",
+                    lambda value: all(
+                        _number(x, most=1) for x in (value if isinstance(value, list) else [value])
+                    ),
+                ),
+                "clip": choice_option("whole", "stream"),
+                "scheme": choice_option("joint", "depth", "input"),
+                "length": Option(16, "a positive number of frames", _positive),
+                "groups": Option(2, "a positive number", _positive),
+                "permutation": choice_option("strided", "stratified", "identity"),
+                "seed": Option(0, "a whole number of at least 0", lambda v: v == 0 or _positive(v)),
+                "measure": choice_option(*get_args(Measure)),
+                "evidence": choice_option(*get_args(Evidence)),
+                "decay": Option(
+                    0.8, "a share between 0 and 1", lambda value: _number(value, most=1)
+                ),
             },
         ),
         System(

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dynvid.ops.early_exit import Exits, Prediction
 from dynvid.tasks.preprocessing import Preprocessing
 from dynvid.tasks.task import Task, class_name
 from dynvid.types import Output, Params
-from dynvid.video.draw import draw_ranking
+from dynvid.video.draw import draw_exits, draw_ranking
 
 
 class Ranking(NamedTuple):
@@ -20,15 +21,19 @@ class Ranking(NamedTuple):
     Attributes:
       classes: `(S, K)` int32.
       probabilities: `(S, K)` float32 in [0, 1].
+      exits: How sure each checkpoint was and where it stopped, of systems that have checkpoints.
     """
 
     classes: jax.Array
     probabilities: jax.Array
+    exits: Exits | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActionRecognition(Task):
     """What is going on in a frame, of any network that scores classes: `(S, classes)`.
+
+    Outputs may be a `dynvid.ops.early_exit.Prediction` too; how sure its checkpoints were is drawn.
 
     Attributes:
       preprocessing: How frames become the network's input.
@@ -56,6 +61,9 @@ class ActionRecognition(Task):
           ValueError: The outputs are not scores of at least two classes.
         """
         del params, frame_size
+        exits = None
+        if isinstance(outputs, Prediction):
+            outputs, exits = outputs
         leaves = jax.tree.leaves(outputs)
         if len(leaves) != 1 or leaves[0].ndim != 2 or leaves[0].shape[1] < 2:
             raise ValueError(
@@ -68,13 +76,26 @@ class ActionRecognition(Task):
         ready = (jnp.min(scores, 1, keepdims=True) >= 0) & (jnp.abs(total - 1) < 1e-3)
         probabilities = jnp.where(ready, scores, jax.nn.softmax(scores, 1))
         best, classes = lax.top_k(probabilities, min(self.top, scores.shape[1]))
-        return Ranking(classes, best)
+        return Ranking(classes, best, exits)
 
     def compare(self, expected: Ranking, found: Ranking) -> jax.Array:
         """1 where both have the same best class, else 0."""
         return (expected.classes[:, 0] == found.classes[:, 0]).astype(jnp.float32)
 
     def draw(self, frame: np.ndarray, result: Ranking) -> np.ndarray:
-        """The classes with their probabilities as bars, in the upper left corner."""
+        """The classes with their probabilities as bars, in the upper left corner.
+
+        Where there are checkpoints, below them how sure each was and which one stopped.
+        """
         names = [class_name(self.class_names, int(index)) for index in result.classes]
-        return draw_ranking(frame, names, np.asarray(result.probabilities))
+        probabilities = np.asarray(result.probabilities)
+        if result.exits is None:
+            return draw_ranking(frame, names, probabilities)
+        return draw_exits(
+            frame,
+            names,
+            probabilities,
+            confidences=np.asarray(result.exits.confidences),
+            macs=np.asarray(result.exits.macs),
+            stopped=int(result.exits.exit),
+        )

@@ -345,6 +345,63 @@ def draw_ranking(
     return _draw_rows(_enlarge(frame), _shortened(rows), bars=bars)[0]
 
 
+def draw_exits(
+    frame: np.ndarray,
+    names: Sequence[str],
+    probabilities: Sequence[float] | np.ndarray,
+    *,
+    confidences: np.ndarray,
+    macs: np.ndarray,
+    stopped: int,
+) -> np.ndarray:
+    """Writes the running class, how sure each checkpoint was, where it stopped and what that saved.
+
+    Frames less than 480 pixels high are enlarged by a whole factor first, as by `annotate_frame`.
+    Of many checkpoints the last few that were reached are shown.
+
+    Args:
+      frame: `(H, W, 3)` uint8, RGB.
+      names: Of the likeliest classes, best first.
+      probabilities: Of each, in [0, 1].
+      confidences: Of each checkpoint, in [0, 1]; NaN where it was not reached.
+      macs: Multiply-accumulates up to each.
+      stopped: The checkpoint that stopped, -1 where none has.
+
+    Returns:
+      `(H', W', 3)` uint8, both even.
+
+    >>> draw_exits(
+    ...     np.zeros((480, 640, 3), np.uint8), ["running"], [0.9],
+    ...     confidences=np.array([0.9, np.nan]), macs=np.array([1.0, 4.0]), stopped=0,
+    ... ).shape
+    (480, 640, 3)
+    """
+    full = float(macs[-1])
+    reached = np.flatnonzero(np.isfinite(confidences))
+    rows, bars = [], []
+    if len(reached):
+        for i, (name, p) in enumerate(zip(names[:3], probabilities, strict=False)):
+            rows.append(_Row(name, _percent(p), _WORK if i == 0 else _DIM_TEXT))
+            bars.append(float(p))
+    else:
+        rows.append(_Row("no answer yet", "", _DIM_TEXT))
+        bars.append(0.0)
+    # What lies ahead is shown where there is room for all.
+    last = len(confidences) if len(confidences) <= _MOST_CHECKPOINTS else len(reached)
+    for k in range(max(0, last - _MOST_CHECKPOINTS), last):
+        name = f"after {_percent(macs[k] / max(full, 1))} of the work"
+        known = bool(np.isfinite(confidences[k]))
+        figure = "" if not known else f"{100 * confidences[k]:.0f}% sure"
+        rows.append(_Row(name, figure, _SEGMENTED if k == stopped else _DIM_TEXT))
+        bars.append(float(confidences[k]) if known else 0.0)
+    if stopped >= 0:
+        part = 1 - float(macs[stopped]) / max(full, 1)
+        rows.append(_Row("stopped: saved", _percent(part), _SEGMENTED))
+        bars.append(part)
+    return _draw_rows(_enlarge(frame), rows, bars=bars)[0]
+
+
+_MOST_CHECKPOINTS = 6  # of a picture; more would hide it
 _MOST_ROWS = 10  # of a legend; more would hide the picture
 
 

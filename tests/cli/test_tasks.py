@@ -85,7 +85,8 @@ def test_what_does_not_fit_is_refused(folder, tmp_path, monkeypatch, capsys, opt
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_detector_is_no_other_task(folder, tmp_path, capsys):
+def test_a_detector_is_no_other_task(folder, darknet, tmp_path, capsys):
     out = ["--out", tmp_path / "out"]
-    refused(capsys, ["run", folder, "--task", "action-recognition", *out], "is a detector")
+    other = ["--model", darknet, "--task", "action-recognition"]
+    refused(capsys, ["run", folder, *other, *out], "is a detector")
     refused(capsys, ["run", folder, "--pixels", "unit", *out], "--pixels", "shipped detector")

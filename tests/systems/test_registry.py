@@ -70,6 +70,12 @@ def test_every_system_builds_with_its_defaults_and_runs(name):
             system.build(NETWORK, FRAMES, **options)
         options["at"] = "map"
     assert all(option.allows(options[key]) for key, option in system.options.items())
+    if name == "dynamic-inference":  # for networks that score classes, which this one does not
+        video = system.build(NETWORK, FRAMES[:1], **options)
+        with pytest.raises(ValueError, match="the network must score classes"):
+            video.init(KERNEL, FRAMES[0])
+        assert sorted(system.clip(options)) == list(range(16))
+        return
     video = system.build(NETWORK, FRAMES[: system.calibration_frames], **options)
     state, _ = video.init(KERNEL, FRAMES[0])
     for frame in FRAMES[1:]:
@@ -124,6 +130,9 @@ def test_options_are_those_of_the_function(name, function):
     ("dvsnet", {"rows": 0}, "rows must be a positive number; got 0"),
     ("dvsnet", {"overlap": 1.5}, "overlap must be a number of pixels of at least 0"),
     ("dvsnet", {"incremental": 1}, "incremental must be true or false; got 1"),
+    ("dynamic-inference", {"threshold": 1.5}, "threshold must be a number between 0 and 1, or a"),
+    ("dynamic-inference", {"groups": 0}, "groups must be a positive number; got 0"),
+    ("dynamic-inference", {"seed": -1}, "seed must be a whole number"),
     ("dense", {"threshold": 1}, "dense has no option threshold; it has none"),
 ])  # fmt: skip
 def test_options_that_are_not_allowed_are_named(name, options, match):
