@@ -38,6 +38,11 @@ from dynvid.video.reader import VideoSource
 from dynvid.weights.lrcn import load_lrcn
 from experiments.bench import DATA, console
 from experiments.bench.results import machine, read_json, write_json
+from experiments.dynamic_inference.pictures import (
+    draw_curves,
+    draw_exits_by_class,
+    draw_extremes,
+)
 from experiments.dynamic_inference.train import (
     CONSECUTIVE,
     FOLDER,
@@ -128,6 +133,7 @@ def accuracy(options: Options) -> dict[str, Any]:
             ]
             results.setdefault(name, []).append(found)
         console.print(f"seed {seed}: done")
+    draw_curves(results, FOLDER / "curves.png")
     return results
 
 
@@ -202,8 +208,6 @@ def _latency_of(
 
 def classes(options: Options) -> dict[str, Any]:
     """Which classes stop early, and clips that stop first and last."""
-    from experiments.dynamic_inference.pictures import draw_exits_by_class, draw_extremes
-
     network, params = load(options.weights[0])
     logits, labels = logits_of(network, params, JOINT, jax.random.key(TEST), options.test)
     sure = confidence(jnp.asarray(logits))

@@ -1,6 +1,7 @@
 """Pictures of where clips stop."""
 
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +30,30 @@ def draw_exits_by_class(shares: np.ndarray, path: pathlib.Path) -> None:
     axes.set_xlabel("share of clips that stop there (threshold 0.9)")
     axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
     save_figure(figure, path)
+
+
+def draw_curves(results: dict[str, Any], path: pathlib.Path) -> None:
+    """Accuracy against average MACs of every scheme, one shared threshold, mean over seeds."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for color, (name, seeds) in zip(_COLORS, results.items(), strict=True):
+        budgets = np.linspace(0.24, 1, 39)
+        curves = []
+        for seed in seeds:
+            macs, accuracy = np.array(sorted(map(tuple, seed["curve"]))).T
+            curves.append(np.interp(budgets, macs, accuracy, left=np.nan))
+        style = "--" if "no permutation" in name else "-"
+        axes.plot(budgets, np.mean(curves, 0), style, color=color, label=name)
+    full = np.mean([seed["full"] for seed in results["joint"]])
+    axes.axhline(full, color="0.6", lw=1)
+    axes.set_xlabel("multiply-accumulates, of full inference")
+    axes.set_ylabel("accuracy, %")
+    axes.set_ylim(85, 98)
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+_COLORS = ("#d55e00", "#0072b2", "#009e73", "#d55e00", "#009e73")
 
 
 def draw_extremes(
