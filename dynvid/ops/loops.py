@@ -13,7 +13,7 @@ def for_each[Buffers](
     turn: Callable[[jax.Array, Buffers], Buffers],
     buffers: Buffers,
     *,
-    chunk: int,
+    chunk: int = 1,
 ) -> Buffers:
     """Runs `turn(place, buffers)` on some rows alone, a few at a time.
 

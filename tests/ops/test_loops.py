@@ -3,6 +3,7 @@
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -36,6 +37,29 @@ def test_nothing_is_computed_in_front_of_the_loop(rows, chunk):
     entry = text[text.index("ENTRY") :]
     assert " dot(" not in entry
     assert "dot" in text
+
+
+@pytest.mark.parametrize(("rows", "chunk"), [(1, 1), (3, 1), (3, 2), (3, 3)])
+def test_as_many_turns_run_as_are_needed(rows, chunk):
+    calls = []
+
+    def note(x):
+        calls.append(len(x))
+        return np.zeros(x.shape, np.float32)
+
+    @jax.jit
+    def run(which, values):
+        def turn(places, buffers):
+            x = values[places]
+            new = jax.pure_callback(note, jax.ShapeDtypeStruct(x.shape, jnp.float32), x)
+            return buffers.at[places].set(new)
+
+        return for_each(which, turn, jnp.ones(rows), chunk=chunk)
+
+    for which in np.ndindex(*(2,) * rows):
+        calls.clear()
+        jax.block_until_ready(run(jnp.array(which, bool), jnp.arange(float(rows))))
+        assert calls == [chunk] * -(-sum(which) // chunk)
 
 
 def test_a_chunk_of_none_is_refused():

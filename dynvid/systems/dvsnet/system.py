@@ -13,6 +13,7 @@ from dynvid.incremental import incremental as make_incremental
 from dynvid.ops import schedule
 from dynvid.ops.difference import changed_pixels
 from dynvid.ops.labels import LabelMap, best_classes, label_dtype, label_map
+from dynvid.ops.loops import for_each
 from dynvid.ops.regions import RegionPaths, Regions, divide_frame
 from dynvid.ops.warp import Motion, warp_by
 from dynvid.systems.dvsnet.state import (
@@ -23,7 +24,6 @@ from dynvid.systems.dvsnet.state import (
     threshold_of,
     unfolded,
 )
-from dynvid.systems.worklist import for_each
 from dynvid.types import Frames, Params, VideoFunction, Work
 
 Policy = Literal["decision_network", "frame_difference", "flow_magnitude", "fixed_period"]

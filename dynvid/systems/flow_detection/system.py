@@ -16,6 +16,7 @@ from dynvid.incremental.execute import Reach
 from dynvid.ops import schedule
 from dynvid.ops.aggregate import dense_aggregation, recursive_aggregation
 from dynvid.ops.difference import unexplained_difference
+from dynvid.ops.loops import for_each
 from dynvid.ops.masks import resize_mask
 from dynvid.ops.refresh import refreshed
 from dynvid.ops.warp import Border, Motion, resize_flow, resize_motion, warp_by
@@ -29,7 +30,6 @@ from dynvid.systems.flow_detection.state import (
     setting_of,
     with_stream,
 )
-from dynvid.systems.worklist import for_each
 from dynvid.types import Frames, Output, Params, VideoFunction, Work
 
 KeyRule = Literal["all", "every", "feature_consistency"]
