@@ -2,10 +2,11 @@
 
     uv run --extra train python -m experiments.flow_detection.train
 
-The flow network on true motion; features and detector on single frames, with batch normalisation
-that learns; the quality branch on how far warped features are from computed ones; then everything
-together on pairs as Zhu et al. (2018), 3.4. A training that was killed goes on where it was with
-`--checkpoints FOLDER`. See README.md for the time it took and what it reached.
+The flow network on true motion; features on crops of objects, for want of ImageNet; features and
+detector on single frames, with batch normalisation that learns; the quality branch on how far
+warped features are from computed ones; then everything together on pairs as Zhu et al. (2018), 3.4.
+A training that was killed goes on where it was with `--checkpoints FOLDER`. See README.md for the
+time it took and what it reached.
 """
 
 import dataclasses
@@ -60,6 +61,7 @@ from experiments.bench.results import machine, read_json, write_json
 WEIGHTS = pathlib.Path(__file__).parents[2] / "dynvid/models/data/flow_detection.npz"
 RESULTS = pathlib.Path(__file__).parent / "results.json"
 SIZE = (256, 256)
+CROP, CROPS = 80, 64  # pixels each way, and how many in a batch
 COARSE = 8  # pixels per position of the true motion that is kept
 # Of 128 and 256 in the papers, for 300 proposals of larger images.
 LOSSES: dict[str, Any] = {"anchors": 64, "hard": 24, "border": float("inf")}
@@ -75,9 +77,10 @@ class Config:
     pairs: int = 1200  # of frames, each of a scene of its own; drawn first
     held_out: int = 192  # more pairs, to judge by
     flow_steps: int = 2500
-    detection_steps: int = 1000
-    consistency_steps: int = 100
-    joint_steps: int = 250
+    classification_steps: int = 1000
+    detection_steps: int = 700
+    consistency_steps: int = 60
+    joint_steps: int = 150
     penalty_weight: float = 2.0  # lambda
     penalty: Literal["mean", "sum"] = "mean"
     seed: int = 0
@@ -106,6 +109,7 @@ def draw(key: jax.Array, count: int, *, chunk: int = 16) -> dict[str, jax.Array]
             "boxes": both.boxes,
             "classes": both.classes,
             "present": both.present,
+            "clear": (both.visibility >= 0.6) & (both.blur < 1),
             "motion": jnp.mean(motion, (2, 4)).astype(jnp.float16),
             "gap": pairs.gap,
         }
@@ -192,6 +196,27 @@ def flow_loss(flow: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.Arra
     some = batch_of(key, data, 16)
     pair = (centred_frames(some["frames"][:, i]) / 255 for i in (1, 0))
     return endpoint_loss(flow.flownet(*pair).predictions, some["motion"])
+
+
+def crop_loss(networks: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.Array:
+    """Which class an object alone has, of those that show it: what ImageNet is to the papers."""
+    keys = jax.random.split(key, 3)
+    some = batch_of(keys[0], data, CROPS // 2)
+    weight = jnp.log(jnp.where(some["clear"], 1.0, 1e-6))
+    chosen = jax.random.categorical(keys[1], weight)[..., None]
+    box = jnp.take_along_axis(some["boxes"], chosen[..., None], 2)[:, :, 0]
+    label = jnp.take_along_axis(some["classes"], chosen, 2)
+    counted = jnp.take_along_axis(some["clear"], chosen, 2)
+    jitter = jax.random.uniform(keys[2], (*box.shape[:2], 2), minval=-10.0, maxval=10.0)
+    corner = jnp.round((box[..., :2] + box[..., 2:]) / 2 + jitter).astype(jnp.int32) - CROP // 2
+
+    def cut(frame: jax.Array, at: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(frame, (at[1], at[0], 0), (CROP, CROP, 3))
+
+    crops = jax.vmap(jax.vmap(cut))(some["frames"], corner).reshape(CROPS, CROP, CROP, 3)
+    scores = networks["classifier"](jnp.mean(networks["features"](crops), (1, 2)))
+    loss = optax.softmax_cross_entropy_with_integer_labels(scores, label.reshape(CROPS))
+    return jnp.sum(loss * counted.reshape(CROPS)) / jnp.maximum(jnp.sum(counted), 1)
 
 
 def frame_loss(networks: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.Array:
@@ -302,6 +327,18 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
         lambda: train_stage(
             config, "flow", network.flow, {None: flow_loss}, data,
             steps=config.flow_steps, rate=2e-3,
+        ),
+    )  # fmt: skip
+    alone = nnx.Dict(
+        features=network.features,
+        classifier=nnx.Linear(64, len(CLASS_NAMES), rngs=nnx.Rngs(config.seed)),
+    )
+    alone.train()
+    timed(
+        "classification",
+        lambda: train_stage(
+            config, "classification", alone, {None: crop_loss}, data,
+            steps=config.classification_steps, rate=2e-3,
         ),
     )  # fmt: skip
     single = nnx.Dict(features=network.features, detector=network.detector)
