@@ -1,19 +1,15 @@
 """Flow-guided video object detection's networks together: small ones, and those of the papers.
 
-The small ones are trained on the synthetic videos of `dynvid.data.moving_objects`; their weights
-come with the package, see experiments/flow_detection.
+The small ones are made for the synthetic videos of `dynvid.data.moving_objects`, see
+experiments/flow_detection/train.py.
 """
 
-import importlib.resources
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from dynvid.models.driving import named_leaves
 from dynvid.models.flow_guided import EmbeddingNetwork, FeatureNetwork, FlowQualityNetwork
 from dynvid.models.rfcn import RFCN
 from dynvid.ops.boxes import Detections
@@ -141,26 +137,6 @@ def detection_networks(network: FlowDetector) -> FlowDetectionNetworks:
     parts = (network.features, network.flow, network.embedding, network.detector)
     functions, params = zip(*map(_pure, parts), strict=True)
     return FlowDetectionNetworks(*functions, params=params)
-
-
-def load_flow_detection_networks() -> FlowDetectionNetworks:
-    """Loads the small trained networks that come with the package.
-
-    Returns:
-      The networks with their weights, float32.
-
-    >>> networks = load_flow_detection_networks()
-    >>> frames = jax.ShapeDtypeStruct((1, 256, 256, 3), "uint8")
-    >>> jax.eval_shape(networks.features, networks.params[0], frames).shape
-    (1, 16, 16, 64)
-    """
-    networks = detection_networks(small_flow_detector(rngs=nnx.Rngs(0)))
-    path = importlib.resources.files("dynvid.models") / "data" / "flow_detection.npz"
-    with path.open("rb") as file, np.load(file) as arrays:
-        params = [
-            jnp.asarray(arrays[name], leaf.dtype) for name, leaf in named_leaves(networks.params)
-        ]
-    return networks._replace(params=jax.tree.unflatten(jax.tree.structure(networks.params), params))
 
 
 def _pure(module: nnx.Module) -> tuple[Callable[..., Any], Params]:

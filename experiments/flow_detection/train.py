@@ -1,4 +1,4 @@
-"""Trains the networks that `dynvid run --system flow-detection` runs, on synthetic videos.
+"""Trains the small networks of flow-guided detection on synthetic videos.
 
     uv run --extra train python -m experiments.flow_detection.train
 
@@ -58,7 +58,7 @@ from dynvid.training.loop import fit
 from experiments.bench import console
 from experiments.bench.results import machine, read_json, write_json
 
-WEIGHTS = pathlib.Path(__file__).parents[2] / "dynvid/models/data/flow_detection.npz"
+WEIGHTS = pathlib.Path("runs/flow_detection/networks.npz")
 RESULTS = pathlib.Path(__file__).parent / "results.json"
 SIZE = (256, 256)
 CROP, CROPS = 80, 64  # pixels each way, and how many in a batch
