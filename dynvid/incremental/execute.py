@@ -256,7 +256,7 @@ class Runner:
             details={
                 "cells": jnp.array([self.count * _cell_count(s) for s in segments], jnp.int32),
                 "dense": jnp.ones(len(segments), bool),
-                "settled": jnp.zeros(self.count, jnp.int32),
+                "settled": jnp.zeros((), jnp.int32),
             },
         )
         scales = jnp.stack(made) if made else jnp.zeros((0, self.count), jnp.float32)
@@ -396,7 +396,7 @@ class Runner:
         self.change = {plan.graph.frames: changed}
         self.held = list(state.held)
         self.exact = exact
-        self.settled = jnp.zeros(self.count, jnp.int32)
+        self.settled = jnp.zeros((), jnp.int32)
         macs = jnp.zeros(self.count, jnp.float32)
         active, dense = [], []
         for unit in plan.units:
@@ -501,7 +501,7 @@ class Runner:
         if self.exact is None or held is None:
             return False
         due = held & self._exactly(held.shape)
-        self.settled += jnp.sum(due, axis=tuple(range(1, due.ndim)), dtype=jnp.int32)
+        self.settled += jnp.sum(due, dtype=jnp.int32)
         return due
 
     def _keep_held(self, value: Value, computed: jax.Array, moved: jax.Array) -> None:

@@ -63,8 +63,9 @@ class State:
         pixels, `int32[streams, rows, columns]`; None where nothing ever settles.
       turn: How many steps there were, `int32[streams]`: whose turn it is in the rotation.
       work: What the last step executed; its details are the active `cells` of each segment, all
-        streams together, `int32[segments]`, and which segments ran on whole frames, `dense`,
-        `bool[segments]`.
+        streams together, `int32[segments]`, which segments ran on whole frames, `dense`,
+        `bool[segments]`, and how many positions of all layers and streams were computed again to be
+        exact, `settled`, `int32[]`.
       changes: Where each leaf of the output may differ from what it was before the last step, in
         the order of `jax.tree.leaves`: `bool[streams, h, w]` for maps, whatever the model's own
         axis order, `bool[streams]` for everything else. All True after `init`; all False after
