@@ -267,6 +267,7 @@ class Runner:
             turn=jnp.zeros(self.count, jnp.int32),
             stale=jnp.zeros(self.count, bool),
             calm=jnp.zeros(self.count, jnp.int32),
+            seen=None,
             work=self._all_work(),
             changes=self._all_changed(),
             names=plan.names,
@@ -529,7 +530,7 @@ class Runner:
     # What was held back.
 
     def _exactly(self, value: Value) -> jax.Array:
-        """Where a value has no tolerance: what of a map lies over `exact`; a vector where all does."""
+        """Where a value has no tolerance: of a map what lies over `exact`."""
         assert self.exact is not None
         if value not in self.plan.places:
             return jnp.all(self.exact, (1, 2))

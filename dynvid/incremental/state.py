@@ -37,6 +37,7 @@ _SAMPLES = 8  # of each array of the parameters
         "turn",
         "stale",
         "calm",
+        "seen",
         "work",
         "changes",
     ],
@@ -67,6 +68,7 @@ class State:
       stale: Whether the last step was the function itself and left the caches as they were,
         `bool[streams]`, the same for all streams.
       calm: For how many frames no more changed than `dense_above` allows, `int32[streams]`.
+      seen: What the rule of change keeps, a pytree of arrays; None of a plain threshold.
       work: What the last step executed; its details are the active `cells` of each segment, all
         streams together, `int32[segments]`, which segments ran on whole frames, `dense`,
         `bool[segments]`, how many positions of all layers and streams were computed again to be
@@ -100,6 +102,7 @@ class State:
     turn: jax.Array
     stale: jax.Array
     calm: jax.Array
+    seen: Any
     work: Work
     changes: tuple[jax.Array, ...]
     names: tuple[str, ...]

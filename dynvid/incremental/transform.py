@@ -15,7 +15,7 @@ from dynvid.incremental.execute import Reach, Runner
 from dynvid.incremental.plan import Plan, make_plan
 from dynvid.incremental.state import State, check_setting, interior, is_zero, write_interior
 from dynvid.ops import masks
-from dynvid.ops.difference import changed_pixels
+from dynvid.ops.difference import ChangeRule, changed_pixels
 from dynvid.ops.refresh import (
     BLOCK,
     blocks_in_turn,
@@ -33,6 +33,7 @@ def incremental(
     truncation: ArrayLike | Mapping[str, ArrayLike] = 0.0,
     reference: Literal["last_used", "previous"] = "last_used",
     channels: Literal["any", "gray", "mean"] = "any",
+    changes: ChangeRule | None = None,
     cell: int | None = None,
     break_even: float | None = None,
     reach: Reach = "geometry",
@@ -63,6 +64,9 @@ def incremental(
       reference: "last_used" compares with the pixels that the caches were computed from;
         "previous" with the previous frame, as the paper does, and drifts.
       channels: How channels are joined into one difference: see `changed_pixels`.
+      changes: Another rule of what counts as changed, such as `camera_changes` of
+        `dynvid.ops.difference` for frames as cameras give them; `threshold` means what the rule
+        says. None compares pixels with the threshold.
       cell: The side of a cell; chosen by layer where None.
       break_even: Above this share of active cells a layer runs on whole frames, 0 to 1; as measured
         on the device where None, never where 1.
@@ -158,6 +162,8 @@ def incremental(
         settles = compares and any(x is not None for x in (settle, rotation, fresh))
         state = runner.init(jnp.asarray(frames), settles=settles)
         state = state.with_settings(threshold=threshold, truncation=truncation)
+        if changes is not None:
+            state = dataclasses.replace(state, seen=changes.init(jnp.asarray(frames)))
         return state, runner.outputs()
 
     @jax.jit
@@ -167,23 +173,30 @@ def incremental(
         old = state.reference
         check_step(frames, old, mask)
         runner = Runner(plan(params, old), params, reach=reach)
-        if not runner.fits(state):
+        if not runner.fits(state) or (state.seen is None) != (changes is None):
             raise ValueError(_ANOTHER)
         composite = reference == "last_used"
 
-        def update(state: State, changed: jax.Array, exact: jax.Array | None) -> tuple[State, Any]:
-            state = runner.step(state, frames, changed, composite=composite, exact=exact)
+        def update(
+            state: State, new: jax.Array, changed: jax.Array, exact: jax.Array | None
+        ) -> tuple[State, Any]:
+            state = runner.step(state, new, changed, composite=composite, exact=exact)
             return state, runner.outputs()
 
         if mask is not None:
-            return update(state, mask, None)
-        changed = changed_pixels(frames, old, threshold=state.threshold, channels=channels)
+            return update(state, frames, mask, None)
+        new = frames
+        if changes is None:
+            changed = changed_pixels(frames, old, threshold=state.threshold, channels=channels)
+        else:
+            seen, changed, new = changes.step(state.seen, frames, old, state.threshold)
+            state = dataclasses.replace(state, seen=seen)
         blocks = masks.to_cells(changed, BLOCK)
         state, changed, exact = held_back_nowhere(
-            state, frames, changed, blocks, settle=settle, rotation=rotation, fresh=fresh
+            state, new, changed, blocks, settle=settle, rotation=rotation, fresh=fresh
         )
         if dense_above is None:
-            return update(state, changed, exact)
+            return update(state, new, changed, exact)
         near = masks.stencil(blocks, window=(3, 3), padding=((1, 1), (1, 1)))
         # Of all streams: their cells share one loop, and the function takes them together.
         everywhere, calm = moves_everywhere(
@@ -194,7 +207,7 @@ def incremental(
         def whole(state: State, *_: Any) -> tuple[State, Any]:
             return runner.passed(state, frames), fn(params, frames)
 
-        return lax.cond(everywhere, whole, update, state, changed, exact)
+        return lax.cond(everywhere, whole, update, state, new, changed, exact)
 
     def recalibrate(params: Params, state: State, frames: jax.Array) -> State:
         frames = jnp.asarray(frames)
@@ -202,7 +215,9 @@ def incremental(
         new, _ = init(params, frames)  # the same executable
         if jax.tree.structure(new) != jax.tree.structure(state):
             raise ValueError(_ANOTHER)
-        return dataclasses.replace(new, threshold=state.threshold, truncation=state.truncation)
+        return dataclasses.replace(
+            new, threshold=state.threshold, truncation=state.truncation, seen=state.seen
+        )
 
     return VideoFunction(init=init, step=step, recalibrate=recalibrate)
 
@@ -250,8 +265,8 @@ def held_back_nowhere(
 
 
 _ANOTHER = (
-    "state must be of this very function, made with the same cell and with a truncation where this "
-    "one has a truncation; got the state of another"
+    "state must be of this very function, made with the same cell and changes and with a "
+    "truncation where this one has a truncation; got the state of another"
 )
 
 

@@ -79,8 +79,8 @@ def test_what_has_left_is_gone_although_something_else_goes_on_moving():
     wrong = []
     for t in range(1, 8 + SETTLE + TURNS):
         state, out = step(params, state, show(t))
-        left = np.asarray(out)[:, :, : 32]
-        wrong.append((left != np.asarray(dense(params, state.reference))[:, :, : 32]).any())
+        left = np.asarray(out)[:, :, :32]
+        wrong.append((left != np.asarray(dense(params, state.reference))[:, :, :32]).any())
     assert any(wrong[:8]), "truncation held nothing back"
     assert not wrong[-1]
 
