@@ -220,8 +220,8 @@ def camera_changes(
     *,
     noise: float = 8.0,
     mean: float = 0.3,
-    mean_noise: float = 6.0,
-    most: float = 40.0,
+    mean_noise: float = 5.0,
+    most: float = 30.0,
     gain: bool = True,
 ) -> ChangeRule:
     """A rule of change that knows a camera's noise and its exposure.
@@ -234,9 +234,9 @@ def camera_changes(
     - So it has where the mean difference of a quarter of it, with its sign, is at least
       `max(mean theta, mean_noise sigma_mean)`: what is faint but agrees over a neighbourhood.
     - It is taken over whole: a mixture of old and new pixels is a picture that no camera took.
-    - Sigma is 1.48 times the median of the differences of consecutive frames, which what moves
-      does not shift while it covers less than half of them, averaged over frames. Where the means
-      move as much as the pixels the camera moves, and that frame is not counted.
+    - Sigma is 3.14 times the lower quartile of the differences of consecutive frames, to which what
+      moves adds little, averaged over frames; it rises more slowly than it falls. Where means move
+      nearly as much as pixels it is the camera that moves, and that frame is not counted.
     - Where the frame is the reference with another gain and offset (`exposure`), I_t is brought to
       the reference's before all that. Once such a change stays, beyond 4 grey levels on average,
       the frame is taken over whole, as it is.
@@ -300,12 +300,11 @@ def camera_changes(
                 lambda: frames,
             )
         seen = seen._replace(pixels=pixels, means=means)
-        half = BLOCK // 2
-        middle = reference[:, half::BLOCK, half::BLOCK, reference.shape[-1] // 2]
-        h, w = (-(-side // BLOCK) for side in frames.shape[1:3])
-        middle = jnp.pad(
-            middle, ((0, 0), (0, h - middle.shape[1]), (0, w - middle.shape[2])), mode="edge"
+        rows, columns = (
+            np.minimum(np.arange(0, side, BLOCK) + BLOCK // 2, side - 1)
+            for side in frames.shape[1:3]
         )
+        middle = reference[:, rows][:, :, columns, reference.shape[-1] // 2]
         level = jnp.take_along_axis(
             seen.noise, (middle // (256 // _LEVELS)).reshape(len(frames), -1).astype(int), axis=1
         ).reshape(middle.shape)
@@ -326,7 +325,7 @@ def camera_changes(
 
 _LEVELS = 8  # of brightness that noise is told apart by
 _SPACING = 16  # rows between those of the sample
-_MEMORY = 8.0  # frames that noise and drift are averaged over
+_MEMORY = 8.0  # frames that noise, where it falls, and drift are averaged over
 _DRIFT = 4.0  # grey levels
 
 
@@ -455,7 +454,7 @@ def _sample(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
     width = frames.shape[2] // _QUARTER * _QUARTER
     rows = [frames[:, k:height:spacing, :width] for k in range(_QUARTER)]
     total = functools.reduce(jnp.add, (row.astype(jnp.int16) for row in rows))
-    flat = total.reshape(*total.shape[:2], -1)
+    flat = total.reshape(*total.shape[:2], width * frames.shape[3])
     step = _QUARTER * frames.shape[3]
     sums = functools.reduce(jnp.add, (flat[..., k::step] for k in range(step)))
     return rows[0][:, :, ::_QUARTER, frames.shape[3] // 2], sums
@@ -469,23 +468,30 @@ def _with_noise(seen: Seen, pixels: jax.Array, means: jax.Array, channels: int) 
     total = jnp.sum(counts, axis=1, keepdims=True)
     # A level that few pixels have has the noise of all.
     few = jnp.sum(counts, -1, keepdims=True) < _FEW
-    of_levels = _SPREAD * _median(jnp.where(few, total, counts))
-    of_all = _SPREAD * _median(total[:, 0])
+    of_levels = _SPREAD * _quartile(jnp.where(few, total, counts))
+    of_all = _SPREAD * _quartile(total[:, 0])
     finer = 16 / (_QUARTER**2 * channels)  # means are counted in sixteenths of a grey level
     moved = jnp.abs(means - seen.means) * finer
     counted = _histogram(moved.astype(jnp.int16), jnp.zeros(moved.shape, jnp.int32), 1)
-    of_means = _SPREAD * _median(counted[:, 0]) / 16
+    of_means = _SPREAD * _quartile(counted[:, 0]) / 16
     # Noise cancels in a mean over 16 pixels; what the camera's own motion shifts does not.
-    still = of_means < 0.5 * of_all + 0.25
-    rate = jnp.where(still, jnp.maximum(1 / _MEMORY, 1 / (seen.count + 1.0)), 0)
+    still = of_means < jnp.minimum(0.55 * of_all + 0.1, _LOUDEST)
+
+    def averaged(old: jax.Array, new: jax.Array) -> jax.Array:
+        count, counts_now = (x.reshape(-1, *(1,) * (old.ndim - 1)) for x in (seen.count, still))
+        rate = jnp.where(new > old, _RISE, 1 / _MEMORY)
+        return old + jnp.where(counts_now, jnp.maximum(rate, 1 / (count + 1.0)), 0) * (new - old)
+
     return seen._replace(
-        noise=seen.noise + rate[:, None] * (of_levels - seen.noise),
-        mean_noise=seen.mean_noise + rate * (of_means - seen.mean_noise),
+        noise=averaged(seen.noise, of_levels),
+        mean_noise=averaged(seen.mean_noise, of_means),
         count=seen.count + still,
     )
 
 
-_SPREAD = 1.4826  # standard deviations in the median of absolute values, of a normal distribution
+_SPREAD = 1 / 0.3186  # standard deviations in the lower quartile of absolute normal values
+_RISE = 1 / 32
+_LOUDEST = 8.0  # grey levels: no camera's means are that noisy
 _FEW = 64  # pixels
 _BINS = 64
 
@@ -497,18 +503,18 @@ def _histogram(values: jax.Array, group: jax.Array, groups: int) -> jax.Array:
     return counts.at[stream, group, jnp.minimum(values, _BINS - 1)].add(1)
 
 
-def _median(counts: jax.Array) -> jax.Array:
-    """The median of whole numbers >= 0 that were rounded, of their histogram along the last axis.
+def _quartile(counts: jax.Array) -> jax.Array:
+    """The lower quartile of rounded numbers >= 0, of their histogram along the last axis.
 
     Between the bins it is interpolated: n stands for all from n - 1/2 to n + 1/2.
     """
     cumulated = jnp.cumsum(counts, axis=-1)
-    half = cumulated[..., -1:] / 2
-    at = jnp.sum(cumulated < half, axis=-1, keepdims=True)
+    share = cumulated[..., -1:] / 4
+    at = jnp.sum(cumulated < share, axis=-1, keepdims=True)
     inside = jnp.take_along_axis(counts, at, axis=-1)
     before = jnp.take_along_axis(cumulated, at, axis=-1) - inside
     low = jnp.maximum(at - 0.5, 0)
-    return (low + (at + 0.5 - low) * (half - before) / jnp.maximum(inside, 1))[..., 0]
+    return (low + (at + 0.5 - low) * (share - before) / jnp.maximum(inside, 1))[..., 0]
 
 
 def _by_block(threshold: ArrayLike) -> jax.Array:

@@ -238,8 +238,8 @@ def test_the_reference_never_strays_further_than_the_rule_allows(seed, threshold
         frames=len(gains), size=(45, 70), sigma=sigma, gain=gains.__getitem__, seed=seed
     )
     for seen, changed, taken, reference in follow(frames, threshold):
-        most = max(threshold, min(8.0 * float(seen.noise.max()), 40.0))
-        most_mean = max(0.3 * threshold, min(6.0 * float(seen.mean_noise.max()), 12.0))
+        most = max(threshold, min(8.0 * float(seen.noise.max()), 30.0))
+        most_mean = max(0.3 * threshold, min(5.0 * float(seen.mean_noise.max()), 9.0))
         signed = taken.astype(int) - reference.astype(int)
         assert np.abs(signed).max() < max(most, 1)
         means = np.abs(signed[:, :44, :68].reshape(1, 11, 4, 17, 4, 3).mean((2, 4, 5)))
@@ -267,7 +267,7 @@ def test_noise_is_measured_and_is_no_change(sigma):
     still = changed.copy()
     still[:, 16:72] = False  # the rows of the car
     assert still.mean() < 0.01
-    assert changed[:, 24:64, 60:80].any()
+    assert changed[:, 24:64, 48:56].all()  # what the car uncovered, at its end
 
 
 def test_what_is_faint_is_seen_where_it_agrees_over_a_neighbourhood():
@@ -308,11 +308,15 @@ def test_what_the_camera_clipped_is_no_change():
 
 def test_the_motion_of_the_camera_is_not_its_noise():
     rng = np.random.default_rng(0)
-    texture = rng.integers(0, 256, (1, 30, 40, 3)).repeat(4, 1).repeat(4, 2).astype(np.uint8)
-    frames = [np.roll(texture, (t % 3, t % 2), (1, 2)) for t in range(30)]
+    texture = rng.integers(0, 200, (1, 15, 20, 1)).repeat(8, 1).repeat(8, 2) + np.zeros(3)
+    noisy = [texture + rng.normal(0, 1, texture.shape) for _ in range(30)]
+    frames = [
+        np.round(np.clip(np.roll(x, (2 * t % 6, t % 3), (1, 2)), 0, 255)).astype(np.uint8)
+        for t, x in enumerate(noisy)
+    ]
     for seen, changed, _, _ in follow(frames):
-        assert seen.noise.max() < 1
-        assert changed.mean() > 0.9
+        assert seen.noise.mean() < 3
+        assert changed.mean() > 0.8
 
 
 def test_streams_of_a_camera_rule_are_apart_and_frames_may_be_small():
