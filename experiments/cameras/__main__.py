@@ -1,0 +1,119 @@
+"""The command line: python -m experiments.cameras --help."""
+
+import itertools
+import pathlib
+import tempfile
+from typing import Annotated, Any
+
+import jax
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dynvid.cli.settings import parse_options
+from dynvid.errors import UsageError
+from dynvid.systems.registry import SYSTEMS
+from experiments.bench import console
+from experiments.bench.results import machine, read_json, write_json
+from experiments.cameras.clips import CAMERAS, DISTURBANCES
+from experiments.cameras.measure import MODELS, Case, Suite, source_digest
+from experiments.cameras.pictures import plot, table, totals
+
+HERE = pathlib.Path(__file__).parent
+DEFAULTS = "defaults"
+
+
+def main(
+    *,
+    models: tuple[str, ...] = tuple(MODELS),
+    clips: tuple[str, ...] = tuple(CAMERAS),
+    disturbances: tuple[str, ...] = ("plain",),
+    frames: int = 150,
+    all_frames: bool = False,
+    options: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")] = (),
+    label: str | None = None,
+    time_every: int = 5,
+    out: pathlib.Path = HERE,
+    cache: pathlib.Path = pathlib.Path(tempfile.gettempdir(), "dynvid-cameras"),
+) -> None:
+    """Measures the transformation against dense inference on fixed cameras of every kind.
+
+    Reads videos and weights from DYNVID_DATA (by default ../shared/data). Writes results.json,
+    table.md and pictures. What was measured already with the same code and settings is not measured
+    again; a run that is killed goes on where it was. A model takes two to six minutes for all clips.
+
+    Try:
+
+    python -m experiments.cameras --models yolov5n --clips highway tud
+
+    python -m experiments.cameras --disturbances all
+
+    python -m experiments.cameras --set threshold=10 truncation=0.3 --out /tmp/sweep
+
+    Args:
+      models: Which detectors.
+      clips: Which clips.
+      disturbances: What happens to the camera; "all" for everything.
+      frames: How many frames of each clip at most.
+      all_frames: All frames of each clip, from the very first.
+      options: Settings of the system beside its defaults, as for dynvid run.
+      label: What these settings are called; by default what --set says.
+      time_every: Time dense inference on every so many frames; 0 for never.
+      out: Where figures and pictures go.
+      cache: Where dense detections are kept.
+    """
+    if disturbances == ("all",):
+        disturbances = tuple(DISTURBANCES)
+    for name, chosen, known in (
+        ("--models", models, MODELS), ("--clips", clips, CAMERAS),
+        ("--disturbances", disturbances, DISTURBANCES),
+    ):  # fmt: skip
+        if unknown := [value for value in chosen if value not in known]:
+            raise SystemExit(f"{name} must be of {', '.join(known)}; got {', '.join(unknown)}")
+    try:
+        settings = SYSTEMS["incremental"].settings(parse_options(options))
+    except (UsageError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    label = label or (" ".join(options) if options else DEFAULTS)
+    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+    suite = Suite(cache, time_every=time_every)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "results.json"
+    results: dict[str, Any] = read_json(path)
+    runs = results.setdefault("runs", {})
+    results["machine"], digest = machine(), source_digest()
+    cases = [
+        Case(*names, None if all_frames else frames)
+        for names in itertools.product(models, clips, disturbances)
+    ]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        total = progress.add_task("runs", total=len(cases))
+        for case in cases:
+            key, made = f"{label}: {case.key}", {"settings": settings, "code": digest}
+            if not made.items() <= runs.get(key, {}).items():
+                runs[key] = suite.run(case, settings, progress) | {"label": label} | made
+                write_json(path, results)
+                one = runs[key]
+                progress.console.print(
+                    f"{case.key}: F1 {one['f1']:.3f} of {one['ceiling']['f1']:.3f}, MACs "
+                    f"{one['mac_fraction']:.3f}, misses {one['misses']:.1%}, ghosts "
+                    f"{one['ghosts']:.1%}, oldest {one['oldest_ghost']}, time "
+                    f"{one.get('time_ratio', float('nan')):.2f}"
+                )
+            progress.advance(total)
+    keys = [f"{label}: {case.key}" for case in cases]
+    chosen = [runs[key] for key in keys]
+    text = table(chosen)
+    (out / "table.md").write_text(text)
+    plot(chosen, out / "cameras.png")
+    console.print(text, markup=False, soft_wrap=True)
+    console.print_json(data=totals(chosen))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,212 @@
+"""Running the suite: dense once and for all, the system for every setting."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import Progress
+
+import dynvid
+from dynvid.files import part_file
+from dynvid.models.zoo import Model, load_model
+from dynvid.ops.boxes import Detections
+from dynvid.runner import run_video
+from dynvid.systems.registry import SYSTEMS
+from dynvid.types import VideoFunction
+from experiments.bench import DATA
+from experiments.cameras.clips import CAMERAS, Camera, disturbed, one_level
+from experiments.cameras.judge import LEAST, agree, as_figures, join, person_ap50
+
+MODELS = {
+    "yolov5n": "yolov5n/yolov5n.pt",
+    "yolox_nano": "yolox_nano/yolox_nano.onnx",
+    "yolo_fastest": "yolo_fastest/yolo-fastest-1.1.cfg",
+}
+"""The detectors by name, and where they lie under DYNVID_DATA/weights."""
+
+_MOVES = ("threshold", "truncation")  # settings that change without compiling anything again
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One run.
+
+    Attributes:
+      model: One of `MODELS`.
+      camera: One of `CAMERAS`.
+      disturbance: One of `DISTURBANCES`.
+      frames: How many at most; None for the whole clip.
+    """
+
+    model: str
+    camera: str
+    disturbance: str
+    frames: int | None
+
+    @property
+    def key(self) -> str:
+        """Its name in files."""
+        return f"{self.model}-{self.camera}-{self.disturbance}-{self.frames or 'all'}"
+
+
+class Suite:
+    """The models, what dense says of every clip, and the system with any settings.
+
+    Args:
+      cache: The folder for what can be made again: dense detections, H.264 copies.
+      time_every: The dense network is timed on every so many frames, in turns with the system; 0
+        never.
+    """
+
+    def __init__(self, cache: pathlib.Path, *, time_every: int):
+        self.cache, self.time_every = cache, time_every
+        cache.mkdir(parents=True, exist_ok=True)
+
+    @functools.cache  # noqa: B019
+    def model(self, name: str, frame_size: tuple[int, int]) -> Model:
+        """A detector for frames of a size, that keeps faint detections too."""
+        model = load_model(DATA / "weights" / MODELS[name], frame_size=frame_size)
+        task = dataclasses.replace(model.task, score_threshold=LEAST)  # type: ignore[type-var]
+        return dataclasses.replace(model, task=task)
+
+    @functools.cache  # noqa: B019
+    def network(self, name: str, frame_size: tuple[int, int]) -> Any:
+        """The dense network, compiled."""
+        return jax.jit(self.model(name, frame_size).on_frames)
+
+    @functools.cache  # noqa: B019
+    def _decode(self, name: str, frame_size: tuple[int, int]) -> Any:
+        model = self.model(name, frame_size)
+        return jax.jit(
+            lambda outputs: model.task.decode(model.params, outputs, frame_size=frame_size)
+        )
+
+    @functools.cache  # noqa: B019
+    def _system(self, name: str, frame_size: tuple[int, int], static: tuple) -> VideoFunction:
+        model = self.model(name, frame_size)
+        blank = jnp.zeros((1, *frame_size, 3), jnp.uint8)
+        return SYSTEMS["incremental"].build(model, [blank], **dict(static))
+
+    def system(
+        self, name: str, frame_size: tuple[int, int], options: Mapping[str, Any]
+    ) -> VideoFunction:
+        """The system as `dynvid run` builds it; one executable for all of its settings."""
+        moves = {key: options[key] for key in _MOVES}
+        fixed = {**options, "threshold": 1.0, "truncation": float(bool(options["truncation"]))}
+        video = self._system(name, frame_size, tuple(fixed.items()))
+
+        def init(params: Any, frames: Any) -> tuple[Any, Any]:
+            state, outputs = video.init(params, frames)
+            return state.with_settings(**moves), outputs
+
+        return video._replace(init=init)
+
+    def frames(self, case: Case) -> tuple[Camera, Iterator[np.ndarray]]:
+        """The frames of a case."""
+        camera = CAMERAS[case.camera]
+        count = self._count(case.camera, case.frames)
+        return camera, disturbed(camera, case.disturbance, case.frames, count, self.cache)
+
+    @functools.cache  # noqa: B019
+    def _count(self, camera: str, most: int | None) -> int:
+        return sum(1 for _ in CAMERAS[camera].frames(most))
+
+    def dense(self, case: Case, progress: Progress, *, noisy: bool) -> Detections:
+        """What the dense network says, `(frames, K, ...)`; read from the cache where it is there.
+
+        Args:
+          case: The frames.
+          progress: Where the progress is shown.
+          noisy: Whether noise of one level is added.
+        """
+        path = self.cache / f"{case.key}-{'noisy' if noisy else 'dense'}.npz"
+        if path.exists():
+            with np.load(path) as file:
+                return Detections(**file)
+        _, frames = self.frames(case)
+        if noisy:
+            frames = one_level(frames, 0)
+        parts = []
+        what = f"{case.key}, dense{' on noise' if noisy else ''}"
+        task = progress.add_task(what, total=self._count(case.camera, case.frames))
+        for frame in frames:
+            size = frame.shape[:2]
+            model = self.model(case.model, size)
+            outputs = self.network(case.model, size)(model.params, jnp.asarray(frame)[None])
+            found = self._decode(case.model, size)(outputs)
+            parts.append(Detections(*(np.asarray(x)[0] for x in found)))
+            progress.advance(task)
+        progress.remove_task(task)
+        found = join(parts)
+        with part_file(path) as part, open(part, "wb") as file:
+            np.savez_compressed(file, **found._asdict())  # type: ignore[arg-type]
+        return found
+
+    def run(self, case: Case, options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """The figures of one case."""
+        dense = self.dense(case, progress, noisy=False)
+        ceiling = self.dense(case, progress, noisy=True)
+        camera, frames = self.frames(case)
+        first = next(frames)
+        model = self.model(case.model, first.shape[:2])
+        network = self.network(case.model, first.shape[:2])
+        video = self.system(case.model, first.shape[:2], options)
+        parts, macs, changed, seconds, dense_seconds = [], [], [], [], []
+        task = progress.add_task(case.key, total=len(dense.scores))
+        results = run_video(
+            model.task, video, itertools.chain([first], frames), params=model.params
+        )
+        for index, found in enumerate(results):
+            parts.append(found.result)
+            progress.advance(task)
+            if not index:
+                jax.block_until_ready(network(model.params, jnp.asarray(first)[None]))
+                continue
+            macs.append(found.measures.mac_fraction)
+            changed.append(1 - found.measures.similarity)
+            seconds.append(found.measures.seconds)
+            if self.time_every and index % self.time_every == 0:
+                x = jax.block_until_ready(jnp.asarray(found.frame)[None])
+                start = time.perf_counter()
+                jax.block_until_ready(network(model.params, x))
+                dense_seconds.append(time.perf_counter() - start)
+        progress.remove_task(task)
+        figures: dict[str, Any] = dataclasses.asdict(case) | {"frames": len(parts)}
+        figures |= as_figures(agree(dense, join(parts)))
+        figures["ceiling"] = as_figures(agree(dense, ceiling))
+        if (truth := camera.boxes(case.frames)) is not None:
+            person = model.task.class_names.index("person")  # type: ignore[attr-defined]
+            for name, side in (("ap50", join(parts)), ("ap50_dense", dense)):
+                figures[name] = round(person_ap50(side, truth, person), 2)
+        figures["mac_fraction"] = round(float(np.mean(macs)), 4)
+        figures["changed"] = round(float(np.mean(changed)), 4)
+        costliest = int(np.argmax(macs))
+        figures["costliest"] = {"frame": costliest + 1, "mac_fraction": round(macs[costliest], 4)}
+        if dense_seconds:
+            usual = float(np.median(dense_seconds))
+            figures["dense_ms"] = round(1e3 * usual, 2)
+            figures["time_ratio"] = round(float(np.median(seconds)) / usual, 4)
+            figures["mean_time_ratio"] = round(float(np.mean(seconds)) / usual, 4)
+            figures["costliest"]["time_ratio"] = round(seconds[costliest] / usual, 3)
+        return figures
+
+
+def source_digest() -> str:
+    """Of the code that says what is computed: figures of another are measured again."""
+    digest = hashlib.sha256()
+    root = pathlib.Path(dynvid.__file__).parent
+    files = [root / "runner.py"]
+    for part in ("graph", "incremental", "kernels", "ops"):
+        files += sorted((root / part).rglob("*.py"))
+    for file in files:
+        if file.name not in ("tune.py", "explain.py", "audit.py"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
