@@ -135,7 +135,7 @@ def run_video(
         reference = _reference(state, x)
         results = decode(params, outputs)
         if dense is not None:
-            agreement = float(compare(decode(params, dense_outputs), results)[0])
+            agreement = float(compare(decode(params, dense_outputs), results).score[0])
             if reference is not None:
                 expected = dense(params, reference)
                 difference, magnitude = map(float, _largest_difference(outputs, expected))

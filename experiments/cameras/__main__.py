@@ -15,11 +15,12 @@ from dynvid.systems.registry import SYSTEMS
 from experiments.bench import console
 from experiments.bench.results import machine, read_json, write_json
 from experiments.cameras.clips import CAMERAS, DISTURBANCES
-from experiments.cameras.measure import MODELS, Case, Suite, source_digest
+from experiments.cameras.measure import MODELS, Case, Suite
 from experiments.cameras.pictures import plot, table, totals
 
 HERE = pathlib.Path(__file__).parent
 DEFAULTS = "defaults"
+CACHE = pathlib.Path(tempfile.gettempdir(), "dynvid-cameras")
 
 
 def main(
@@ -33,13 +34,13 @@ def main(
     label: str | None = None,
     time_every: int = 5,
     out: pathlib.Path = HERE,
-    cache: pathlib.Path = pathlib.Path(tempfile.gettempdir(), "dynvid-cameras"),
+    cache: pathlib.Path = CACHE,
 ) -> None:
     """Measures the transformation against dense inference on fixed cameras of every kind.
 
     Reads videos and weights from DYNVID_DATA (by default ../shared/data). Writes results.json,
-    table.md and pictures. What was measured already with the same code and settings is not measured
-    again; a run that is killed goes on where it was. A model takes two to six minutes for all clips.
+    table.md and cameras.png. What ran already with the same code and settings is not run again, so
+    that one that is killed goes on where it was. A model takes a few minutes for all clips.
 
     Try:
 
@@ -59,7 +60,7 @@ def main(
       label: What these settings are called; by default what --set says.
       time_every: Time dense inference on every so many frames; 0 for never.
       out: Where figures and pictures go.
-      cache: Where dense detections are kept.
+      cache: Where detections are kept.
     """
     if disturbances == ("all",):
         disturbances = tuple(DISTURBANCES)
@@ -80,7 +81,7 @@ def main(
     path = out / "results.json"
     results: dict[str, Any] = read_json(path)
     runs = results.setdefault("runs", {})
-    results["machine"], digest = machine(), source_digest()
+    results["machine"] = machine()
     cases = [
         Case(*names, None if all_frames else frames)
         for names in itertools.product(models, clips, disturbances)
@@ -94,17 +95,16 @@ def main(
     with Progress(*columns, console=console, transient=True) as progress:
         total = progress.add_task("runs", total=len(cases))
         for case in cases:
-            key, made = f"{label}: {case.key}", {"settings": settings, "code": digest}
-            if not made.items() <= runs.get(key, {}).items():
-                runs[key] = suite.run(case, settings, progress) | {"label": label} | made
-                write_json(path, results)
-                one = runs[key]
-                progress.console.print(
-                    f"{case.key}: F1 {one['f1']:.3f} of {one['ceiling']['f1']:.3f}, MACs "
-                    f"{one['mac_fraction']:.3f}, misses {one['misses']:.1%}, ghosts "
-                    f"{one['ghosts']:.1%}, oldest {one['oldest_ghost']}, time "
-                    f"{one.get('time_ratio', float('nan')):.2f}"
-                )
+            one = suite.figures(case, settings, progress)
+            runs[f"{label}: {case.key}"] = one | {"settings": settings}
+            write_json(path, results)
+            progress.console.print(
+                f"{case.key}: F1 {one['f1']:.3f} of {one['ceiling']['f1']:.3f}, MACs "
+                f"{one['mac_fraction']:.3f}, misses {one['misses']:.1%}, ghosts "
+                f"{one['ghosts']:.1%}, oldest {one['oldest_ghost']}, time "
+                f"{one.get('time_ratio', float('nan')):.2f}",
+                soft_wrap=True,
+            )
             progress.advance(total)
     keys = [f"{label}: {case.key}" for case in cases]
     chosen = [runs[key] for key in keys]

@@ -117,7 +117,7 @@ def _overlap(boxes: jax.Array, others: jax.Array) -> jax.Array:
 
 
 def _missing(there: Detections, elsewhere: Detections) -> np.ndarray:
-    """Which sure detections have nothing on the other side, of whatever class: `bool[frames, n]`."""
+    """Which sure detections the other side has not, of whatever class: `bool[frames, n]`."""
     sure, any_ = at_least(there, SURE), at_least(elsewhere, FAINT)
     overlap = np.asarray(_overlap(sure.boxes, any_.boxes))
     seen = np.any((overlap >= 0.5) & any_.valid[:, None, :], -1)

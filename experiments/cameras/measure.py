@@ -4,10 +4,11 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from dynvid.runner import run_video
 from dynvid.systems.registry import SYSTEMS
 from dynvid.types import VideoFunction
 from experiments.bench import DATA
-from experiments.cameras.clips import CAMERAS, Camera, disturbed, one_level
+from experiments.cameras.clips import CAMERAS, disturbed, one_level
 from experiments.cameras.judge import LEAST, agree, as_figures, join, person_ap50
 
 MODELS = {
@@ -55,6 +56,24 @@ class Case:
     def key(self) -> str:
         """Its name in files."""
         return f"{self.model}-{self.camera}-{self.disturbance}-{self.frames or 'all'}"
+
+
+class Recording(NamedTuple):
+    """What a run gave.
+
+    Attributes:
+      detections: Of every frame, `(frames, K, ...)`.
+      macs: Multiply-accumulates of each frame after the first, as a share of dense.
+      changed: The share of pixels that changed, likewise.
+      seconds: The time of each step, likewise.
+      dense_seconds: Of the dense network in between, on some of the frames.
+    """
+
+    detections: Detections
+    macs: np.ndarray
+    changed: np.ndarray
+    seconds: np.ndarray
+    dense_seconds: np.ndarray
 
 
 class Suite:
@@ -109,11 +128,11 @@ class Suite:
 
         return video._replace(init=init)
 
-    def frames(self, case: Case) -> tuple[Camera, Iterator[np.ndarray]]:
+    def frames(self, case: Case) -> Iterator[np.ndarray]:
         """The frames of a case."""
-        camera = CAMERAS[case.camera]
         count = self._count(case.camera, case.frames)
-        return camera, disturbed(camera, case.disturbance, case.frames, count, self.cache)
+        camera = CAMERAS[case.camera]
+        return disturbed(camera, case.disturbance, case.frames, count, self.cache)
 
     @functools.cache  # noqa: B019
     def _count(self, camera: str, most: int | None) -> int:
@@ -131,7 +150,7 @@ class Suite:
         if path.exists():
             with np.load(path) as file:
                 return Detections(**file)
-        _, frames = self.frames(case)
+        frames = self.frames(case)
         if noisy:
             frames = one_level(frames, 0)
         parts = []
@@ -150,55 +169,72 @@ class Suite:
             np.savez_compressed(file, **found._asdict())  # type: ignore[arg-type]
         return found
 
-    def run(self, case: Case, options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """The figures of one case."""
-        dense = self.dense(case, progress, noisy=False)
-        ceiling = self.dense(case, progress, noisy=True)
-        camera, frames = self.frames(case)
+    def run(self, case: Case, options: Mapping[str, Any], progress: Progress) -> Recording:
+        """One case with some settings; read from the cache where the same code ran it before."""
+        made = json.dumps([dict(options), self.time_every, source_digest()], sort_keys=True)
+        digest = hashlib.sha256(made.encode()).hexdigest()[:16]
+        path = self.cache / f"{case.key}-{digest}.npz"
+        if path.exists():
+            with np.load(path) as file:
+                series = [file[name] for name in Recording._fields[1:]]
+                return Recording(Detections(*(file[n] for n in Detections._fields)), *series)
+        frames = self.frames(case)
         first = next(frames)
         model = self.model(case.model, first.shape[:2])
         network = self.network(case.model, first.shape[:2])
         video = self.system(case.model, first.shape[:2], options)
-        parts, macs, changed, seconds, dense_seconds = [], [], [], [], []
-        task = progress.add_task(case.key, total=len(dense.scores))
-        results = run_video(
-            model.task, video, itertools.chain([first], frames), params=model.params
-        )
-        for index, found in enumerate(results):
+        parts, rows, dense_seconds = [], [], []
+        task = progress.add_task(case.key, total=self._count(case.camera, case.frames))
+        frames = itertools.chain([first], frames)
+        for index, found in enumerate(run_video(model.task, video, frames, params=model.params)):
             parts.append(found.result)
             progress.advance(task)
             if not index:
                 jax.block_until_ready(network(model.params, jnp.asarray(first)[None]))
                 continue
-            macs.append(found.measures.mac_fraction)
-            changed.append(1 - found.measures.similarity)
-            seconds.append(found.measures.seconds)
+            measures = found.measures
+            rows.append((measures.mac_fraction, 1 - measures.similarity, measures.seconds))
             if self.time_every and index % self.time_every == 0:
                 x = jax.block_until_ready(jnp.asarray(found.frame)[None])
                 start = time.perf_counter()
                 jax.block_until_ready(network(model.params, x))
                 dense_seconds.append(time.perf_counter() - start)
         progress.remove_task(task)
-        figures: dict[str, Any] = dataclasses.asdict(case) | {"frames": len(parts)}
-        figures |= as_figures(agree(dense, join(parts)))
+        series = (*np.array(rows).T, np.array(dense_seconds))
+        recording = Recording(join(parts), *series)
+        with part_file(path) as part, open(part, "wb") as file:
+            named = zip(Recording._fields[1:], series, strict=True)
+            np.savez_compressed(file, **recording.detections._asdict(), **dict(named))
+        return recording
+
+    def figures(self, case: Case, options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """What is said of one case with some settings."""
+        run = self.run(case, options, progress)
+        dense = self.dense(case, progress, noisy=False)
+        ceiling = self.dense(case, progress, noisy=True)
+        figures: dict[str, Any] = dataclasses.asdict(case) | {"frames": len(dense.scores)}
+        figures |= as_figures(agree(dense, run.detections))
         figures["ceiling"] = as_figures(agree(dense, ceiling))
-        if (truth := camera.boxes(case.frames)) is not None:
-            person = model.task.class_names.index("person")  # type: ignore[attr-defined]
-            for name, side in (("ap50", join(parts)), ("ap50_dense", dense)):
+        if (truth := CAMERAS[case.camera].boxes(case.frames)) is not None:
+            names = load_model(DATA / "weights" / MODELS[case.model], frame_size=(480, 640)).task
+            person = names.class_names.index("person")  # type: ignore[attr-defined]
+            for name, side in (("ap50", run.detections), ("ap50_dense", dense)):
                 figures[name] = round(person_ap50(side, truth, person), 2)
-        figures["mac_fraction"] = round(float(np.mean(macs)), 4)
-        figures["changed"] = round(float(np.mean(changed)), 4)
-        costliest = int(np.argmax(macs))
-        figures["costliest"] = {"frame": costliest + 1, "mac_fraction": round(macs[costliest], 4)}
-        if dense_seconds:
-            usual = float(np.median(dense_seconds))
+        figures["mac_fraction"] = round(float(np.mean(run.macs)), 4)
+        figures["changed"] = round(float(np.mean(run.changed)), 4)
+        costliest = int(np.argmax(run.macs))
+        figures["costliest"] = {
+            "frame": costliest + 1, "mac_fraction": round(float(run.macs[costliest]), 4),
+        }  # fmt: skip
+        if len(run.dense_seconds):
+            usual = float(np.median(run.dense_seconds))
             figures["dense_ms"] = round(1e3 * usual, 2)
-            figures["time_ratio"] = round(float(np.median(seconds)) / usual, 4)
-            figures["mean_time_ratio"] = round(float(np.mean(seconds)) / usual, 4)
-            figures["costliest"]["time_ratio"] = round(seconds[costliest] / usual, 3)
+            figures["time_ratio"] = round(float(np.median(run.seconds)) / usual, 4)
+            figures["costliest"]["time_ratio"] = round(float(run.seconds[costliest]) / usual, 3)
         return figures
 
 
+@functools.cache
 def source_digest() -> str:
     """Of the code that says what is computed: figures of another are measured again."""
     digest = hashlib.sha256()
