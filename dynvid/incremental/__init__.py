@@ -4,7 +4,7 @@ from dynvid.incremental.explain import Explanation, explain
 from dynvid.incremental.propagate import AlongMotion, along_motion
 from dynvid.incremental.state import State
 from dynvid.incremental.transform import incremental, map_caches
-from dynvid.incremental.tune import Trial, Tuning, relative_agreement, tune
+from dynvid.incremental.tune import Trial, Tuning, TuningWarning, relative_agreement, tune
 
 __all__ = [
     "AlongMotion",
@@ -12,6 +12,7 @@ __all__ = [
     "State",
     "Trial",
     "Tuning",
+    "TuningWarning",
     "along_motion",
     "explain",
     "incremental",
