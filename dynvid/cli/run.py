@@ -48,7 +48,7 @@ from dynvid.cli.settings import (
     read_settings,
 )
 from dynvid.cli.tune import FRAMES as TUNED_FRAMES
-from dynvid.cli.tune import promise, tune_model
+from dynvid.cli.tune import chosen_settings, promise, tune_model
 from dynvid.errors import UsageError, one_line
 from dynvid.files import output_folder
 from dynvid.measures import RunMeasures
@@ -264,7 +264,7 @@ def run(
             if most:
                 tuning = tune_model(loaded, first, target=target or TARGET, options=given)
                 promised = {"tuning": promise(tuning, target=target or TARGET, frames=len(first))}
-                given = choose_options(chosen, None, tuning.options)
+                given |= chosen_settings(tuning)
             video_function = _build(chosen, given, loaded, first)
             if target is not None or audit is not None:
                 video_function = _audited(

@@ -122,7 +122,7 @@ def tune(
         }
         text = settings_text(
             system="incremental",
-            options=tuning.options,
+            options=usual | chosen_settings(tuning),
             model=loaded,
             frame_size=video.size,
             tuning=found,
@@ -192,6 +192,11 @@ def tune_model(
         )
     except (ValueError, TypeError) as error:
         raise UsageError(one_line(error)) from error
+
+
+def chosen_settings(tuning: dynvid.Tuning) -> dict[str, Any]:
+    """What was tuned, as options of the incremental system."""
+    return {"threshold": tuning.threshold, "truncation": dict(tuning.truncation)}
 
 
 def promise(tuning: dynvid.Tuning, *, target: float, frames: int) -> dict[str, Any]:
