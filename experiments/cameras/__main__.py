@@ -31,6 +31,7 @@ def main(
     frames: int = 150,
     all_frames: bool = False,
     options: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")] = (),
+    target: float | None = None,
     label: str | None = None,
     time_every: int = 5,
     out: pathlib.Path = HERE,
@@ -57,7 +58,9 @@ def main(
       frames: How many frames of each clip at most.
       all_frames: All frames of each clip, from the very first.
       options: Settings of the system beside its defaults, as for dynvid run.
-      label: What these settings are called; by default what --set says.
+      target: Tune threshold and truncation for this agreement on the first 40 frames of each clip,
+        and judge on those after them.
+      label: What these settings are called; by default what --set and --target say.
       time_every: Time dense inference on every so many frames; 0 for never.
       out: Where figures and pictures go.
       cache: Where detections are kept.
@@ -74,7 +77,8 @@ def main(
         settings = SYSTEMS["incremental"].settings(parse_options(options))
     except (UsageError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    label = label or (" ".join(options) if options else DEFAULTS)
+    said = [*options, *([] if target is None else [f"target={target:g}"])]
+    label = label or " ".join(said) or DEFAULTS
     jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     suite = Suite(cache, time_every=time_every)
     out.mkdir(parents=True, exist_ok=True)
@@ -95,8 +99,13 @@ def main(
     with Progress(*columns, console=console, transient=True) as progress:
         total = progress.add_task("runs", total=len(cases))
         for case in cases:
-            one = suite.figures(case, settings, progress)
-            runs[f"{label}: {case.key}"] = one | {"settings": settings}
+            if target is None:
+                one = suite.figures(case, settings, progress) | {"settings": settings}
+            else:
+                tuning = suite.tuned(case, settings, target)
+                one = suite.figures(case, tuning["options"], progress, start=tuning["frames"])
+                one |= {"tuning": tuning}
+            runs[f"{label}: {case.key}"] = one
             write_json(path, results)
             progress.console.print(
                 f"{case.key}: F1 {one['f1']:.3f} of {one['ceiling']['f1']:.3f}, MACs "

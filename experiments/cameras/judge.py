@@ -66,14 +66,15 @@ def at_least(detections: Detections, score: float) -> Detections:
     return few._replace(valid=few.valid & (few.scores >= score))
 
 
-def agree(dense: Detections, found: Detections) -> Agreement:
-    """Compares the detections of every frame but the first, which both compute alike.
+def agree(dense: Detections, found: Detections, *, start: int = 1) -> Agreement:
+    """Compares detections frame by frame.
 
     Args:
       dense: `(frames, K)`, best first, down to a score of `FAINT`.
       found: Likewise.
+      start: The first frame that counts; frame 0 both compute alike.
     """
-    dense, found = (Detections(*(np.asarray(x)[1:] for x in side)) for side in (dense, found))
+    dense, found = (Detections(*(np.asarray(x)[start:] for x in side)) for side in (dense, found))
     pair = [at_least(side, SCORE) for side in (dense, found)]
     both = np.asarray(pair[0].valid.sum(1) + pair[1].valid.sum(1), float)
     matched = np.asarray(detection_agreement(*map(_on_device, pair)), float) * both

@@ -16,6 +16,8 @@ import numpy as np
 from rich.progress import Progress
 
 import dynvid
+from dynvid.cli.tune import FRAMES as TUNED_FRAMES
+from dynvid.cli.tune import chosen_settings, promise, tune_model
 from dynvid.files import part_file
 from dynvid.models.zoo import Model, load_model
 from dynvid.ops.boxes import Detections
@@ -23,6 +25,7 @@ from dynvid.runner import run_video
 from dynvid.systems.registry import SYSTEMS
 from dynvid.types import VideoFunction
 from experiments.bench import DATA
+from experiments.bench.results import read_json, write_json
 from experiments.cameras.clips import CAMERAS, disturbed, one_level
 from experiments.cameras.judge import LEAST, agree, as_figures, join, person_ap50
 
@@ -207,21 +210,41 @@ class Suite:
             np.savez_compressed(file, **recording.detections._asdict(), **dict(named))
         return recording
 
-    def figures(self, case: Case, options: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """What is said of one case with some settings."""
+    def tuned(self, case: Case, options: Mapping[str, Any], target: float) -> dict[str, Any]:
+        """Settings that `dynvid tune` finds on the first frames of a case; kept in the cache."""
+        made = json.dumps([dict(options), target, source_digest(tuning=True)], sort_keys=True)
+        digest = hashlib.sha256(made.encode()).hexdigest()[:16]
+        path = self.cache / f"{case.key}-{digest}.json"
+        if not path.exists():
+            clip = list(itertools.islice(self.frames(case), TUNED_FRAMES))
+            size = (clip[0].shape[0], clip[0].shape[1])
+            model = load_model(DATA / "weights" / MODELS[case.model], frame_size=size)
+            start = time.perf_counter()
+            tuning = tune_model(model, clip, target=target, options=options)
+            found = promise(tuning, target=target, frames=len(clip)) | {
+                "seconds": round(time.perf_counter() - start, 1),
+                "options": {**options, **chosen_settings(tuning)},
+            }
+            write_json(path, found)
+        return read_json(path)
+
+    def figures(
+        self, case: Case, options: Mapping[str, Any], progress: Progress, *, start: int = 1
+    ) -> dict[str, Any]:
+        """What is said of one case with some settings, from a frame on."""
         run = self.run(case, options, progress)
         dense = self.dense(case, progress, noisy=False)
         ceiling = self.dense(case, progress, noisy=True)
         figures: dict[str, Any] = dataclasses.asdict(case) | {"frames": len(dense.scores)}
-        figures |= as_figures(agree(dense, run.detections))
-        figures["ceiling"] = as_figures(agree(dense, ceiling))
+        figures |= as_figures(agree(dense, run.detections, start=start))
+        figures["ceiling"] = as_figures(agree(dense, ceiling, start=start))
         if (truth := CAMERAS[case.camera].boxes(case.frames)) is not None:
             names = load_model(DATA / "weights" / MODELS[case.model], frame_size=(480, 640)).task
             person = names.class_names.index("person")  # type: ignore[attr-defined]
             for name, side in (("ap50", run.detections), ("ap50_dense", dense)):
                 figures[name] = round(person_ap50(side, truth, person), 2)
-        figures["mac_fraction"] = round(float(np.mean(run.macs)), 4)
-        figures["changed"] = round(float(np.mean(run.changed)), 4)
+        figures["mac_fraction"] = round(float(np.mean(run.macs[start - 1 :])), 4)
+        figures["changed"] = round(float(np.mean(run.changed[start - 1 :])), 4)
         costliest = int(np.argmax(run.macs))
         figures["costliest"] = {
             "frame": costliest + 1, "mac_fraction": round(float(run.macs[costliest]), 4),
@@ -235,14 +258,14 @@ class Suite:
 
 
 @functools.cache
-def source_digest() -> str:
-    """Of the code that says what is computed: figures of another are measured again."""
+def source_digest(*, tuning: bool = False) -> str:
+    """Of the code that says what is computed, or tuned: what another made is made again."""
     digest = hashlib.sha256()
     root = pathlib.Path(dynvid.__file__).parent
     files = [root / "runner.py"]
     for part in ("graph", "incremental", "kernels", "ops"):
         files += sorted((root / part).rglob("*.py"))
     for file in files:
-        if file.name not in ("tune.py", "explain.py", "audit.py"):
+        if file.name not in ("explain.py", "audit.py") and (tuning or file.name != "tune.py"):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
