@@ -147,9 +147,9 @@ def run(
     audit: Annotated[
         int | None,
         option(
-            "Run the whole network beside on every so many frames, log how far the results agree, "
-            "and move the settings: tighter below the target, looser when safely above. Costs one "
-            "whole frame each time.",
+            "Compute every so many frames as a whole too, log how far the results agree, and move "
+            "the settings: tighter below the target, looser when safely above. Costs one whole "
+            "frame each time.",
             metavar="N",
             default=f"no audits; {EVERY} where --target is given",
         ),
@@ -373,7 +373,6 @@ def _audited(
 
     return dynvid.audited(
         video_function,
-        model.on_frames,
         every=every or EVERY,
         decode=decode,
         metric=model.task.compare,

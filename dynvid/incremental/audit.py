@@ -1,4 +1,4 @@
-"""Audits: every so often dense inference runs beside, and the settings follow what it says."""
+"""Audits: every so often a frame is computed densely too, and the settings follow what it says."""
 
 import dataclasses
 import functools
@@ -16,6 +16,7 @@ from dynvid.types import Agreement, Frames, Metric, Output, Params, VideoFunctio
 PATIENCE = 3
 """Audits in a row that must be safely above the target before settings become looser."""
 
+_MOST_PATIENCE = 48
 _MOST = 4  # steps of the ladder that one audit moves the settings by
 
 
@@ -28,6 +29,8 @@ _MOST = 4  # steps of the ladder that one audit moves the settings by
         "matched",
         "mass",
         "audits",
+        "patience",
+        "rising",
         "base_threshold",
         "base_truncation",
         "work",
@@ -45,6 +48,8 @@ class AuditedState:
       matched: The agreement of its audits since it last moved, weighted, `float32[streams]`.
       mass: The weights of those audits, likewise.
       audits: How many of them there were that had anything to say, `int32[streams]`.
+      patience: How many of them it takes to become looser, likewise.
+      rising: Whether its last move was to looser settings, `bool[streams]`.
       base_threshold: The threshold where the factor is 1, as in `inner`.
       base_truncation: The truncation where the factor is 1, as in `inner`.
       work: What the last step executed, an audit included. Beside the details of `inner.work`:
@@ -59,6 +64,8 @@ class AuditedState:
     matched: jax.Array
     mass: jax.Array
     audits: jax.Array
+    patience: jax.Array
+    rising: jax.Array
     base_threshold: jax.Array
     base_truncation: jax.Array
     work: Work
@@ -116,7 +123,6 @@ class AuditedState:
 
 def audited(
     video_function: VideoFunction,
-    dense: Callable[[Params, Frames], Output],
     *,
     every: int = 50,
     decode: Callable[[Params, Output], Output] = lambda params, outputs: outputs,
@@ -126,7 +132,7 @@ def audited(
 ) -> VideoFunction:
     """Audits an incremental function, and moves its settings so that it keeps what was promised.
 
-    Every so many steps the dense network runs on the same frame. What its results and the step's
+    Every so many steps the frame is computed densely as well, by `init`. What the results of both
     agree by is logged, and threshold and truncation, those that the function came with times one
     factor a stream, follow. With the agreement A of all audits since they last moved:
 
@@ -135,12 +141,16 @@ def audited(
     - 1 - A at most half of 1 - T, over three audits: looser, by one step.
 
     In between they stay (hysteresis): a step looser from there is not expected to miss the target.
-    So the target is kept in the long run, and a camera that changes is noticed within `every`
-    frames; what comes between two audits nobody sees.
+    Where it does all the same, twice as many audits are waited for before the next attempt, and so
+    on up to 48. So the target is kept in the long run, and a camera that changes is noticed within
+    `every` frames.
+
+    The dense frame is not thrown away: it is what the step returns, and the next one goes on from
+    its caches. What is logged is what agreed before, after all the frames since the audit before;
+    no error outlives an audit.
 
     Args:
       video_function: `incremental(fn, ...)` with a threshold or a truncation above zero.
-      dense: `dense(params, frames) -> outputs`: `fn` itself.
       every: How many steps there are from one audit to the next; an audit costs one dense frame.
       decode: `decode(params, outputs) -> results`, pure: what is compared.
       metric: `metric(expected, found) -> Agreement`, as in `tune`. An audit of no weight, of a
@@ -156,13 +166,11 @@ def audited(
       ValueError: For options outside their range; by `init` for a function whose state has no
         settings to move.
 
-    Exact where the function inside is: with a factor of 1 as lower and upper bound the outputs are
-    its own, bit for bit.
+    Exact where the function inside is, and in every audit: from one to the next it is that function
+    with the settings in the state, bit for bit.
 
     >>> import dynvid
-    >>> def fn(gain, x):
-    ...     return x * gain
-    >>> video = audited(dynvid.incremental(fn, threshold=0.5), fn, every=2, target=0.9)
+    >>> video = audited(dynvid.incremental(lambda gain, x: x * gain, threshold=0.5), every=2)
     >>> state, _ = video.init(jnp.ones(()), jnp.ones((1, 8, 8, 1)))
     >>> for level in (1.2, 1.4):  # never as much as the threshold
     ...     state, _ = video.step(jnp.ones(()), state, jnp.full((1, 8, 8, 1), level))
@@ -206,6 +214,8 @@ def audited(
             matched=zero,
             mass=zero,
             audits=zero.astype(jnp.int32),
+            patience=jnp.full(zero.shape, PATIENCE, jnp.int32),
+            rising=zero > 0,
             base_threshold=inner.threshold,
             base_truncation=inner.truncation,
             work=_logged(inner.work, log),
@@ -217,33 +227,40 @@ def audited(
         params: Params, state: AuditedState, frames: Frames, mask: jax.Array | None = None
     ) -> tuple[AuditedState, Output]:
         inner, outputs = video_function.step(params, state.inner, frames, mask)
-        turn = state.turn + 1
+        work, turn = inner.work, state.turn + 1
         due = turn % every == 0
         nothing = jnp.zeros_like(state.mass)
 
-        def audit() -> Agreement:
-            results = (decode(params, x) for x in (dense(params, frames), outputs))
-            return Agreement(*(x.astype(jnp.float32) for x in metric(*results)))
+        def audit(inner: Any, outputs: Output) -> tuple[Any, Output, Agreement]:
+            new, expected = video_function.init(params, frames)
+            found = metric(decode(params, expected), decode(params, outputs))
+            return new, expected, Agreement(*(x.astype(jnp.float32) for x in found))
 
-        found = lax.cond(due, audit, lambda: Agreement(nothing, nothing))
+        def none(inner: Any, outputs: Output) -> tuple[Any, Output, Agreement]:
+            return inner, outputs, Agreement(nothing, nothing)
+
+        inner, outputs, found = lax.cond(due, audit, none, inner, outputs)
         matched = state.matched + found.score * found.weight
         mass = state.mass + found.weight
         audits = state.audits + (found.weight > 0)
         error = 1 - matched / jnp.where(mass > 0, mass, 1)
         allowed = 1 - target
         tighter = due & (mass > 0) & (error > allowed)
-        looser = due & (audits >= PATIENCE) & (error <= allowed / 2)
+        looser = due & (audits >= state.patience) & (error <= allowed / 2)
         needed = jnp.ceil(2 * jnp.log2(jnp.maximum(error, allowed) / allowed))
         down = jnp.clip(needed, 1, _MOST).astype(jnp.int32)
         level = jnp.where(tighter, state.level - down, state.level + looser)
         level = jnp.clip(level, 0, len(ladder) - 1)
         moved = tighter | looser
+        longer = jnp.minimum(2 * state.patience, _MOST_PATIENCE)
+        patience = jnp.where(tighter & state.rising, longer, state.patience)
+        patience = jnp.where(looser & state.rising, PATIENCE, patience)
         log = {
             "audit": jnp.where(due, found.score, jnp.nan),
             "audit_weight": found.weight,
             "factor": ladder[level],
         }
-        work = inner.work._replace(macs=inner.work.macs + due * inner.work.dense_macs)
+        work = work._replace(macs=work.macs + due * work.dense_macs)
         state = dataclasses.replace(
             state,
             inner=move(inner, state, level),
@@ -252,6 +269,8 @@ def audited(
             matched=jnp.where(moved, 0, matched),
             mass=jnp.where(moved, 0, mass),
             audits=jnp.where(moved, 0, audits),
+            patience=patience,
+            rising=jnp.where(moved, looser, state.rising),
             work=_logged(work, log),
         )
         return state, outputs

@@ -176,7 +176,9 @@ def _plot_agreement(
     )
     lowest = [0.9, *values[known]]
     if target is not None:
-        axes.axhline(target, color=_TARGET, linestyle="--", linewidth=1, label=f"target {target:g}")
+        axes.axhline(
+            target, color=_TARGET, linestyle="--", linewidth=1.6, label=f"target {target:g}"
+        )
         lowest.append(target)
     axes.set(title="Agreement", ylabel="with dense", ylim=(max(0.0, min(lowest) - 0.05), 1.0))
     if factor is not None and np.isfinite(np.asarray(factor, float)).any():
