@@ -24,6 +24,7 @@ from dynvid.measures import Measures
 from dynvid.models.actions import CLASS_NAMES, FRAMES, SIZE
 from dynvid.models.zoo import HEADS, PIXELS, TASKS
 from dynvid.tasks import ActionRecognition, Segmentation
+from dynvid.types import Limits
 from dynvid.video.reader import VideoSource, VideoWarning
 
 _TOLD = (VideoWarning, TuningWarning)  # warnings that are said in one line
@@ -88,6 +89,15 @@ ClassesOption = Annotated[
         "A text file with the name of a class a line, in the order of the network's outputs.",
         metavar="PATH",
         default="what the model's family has, else numbers",
+    ),
+]
+LimitsOption = Annotated[
+    float,
+    option(
+        "How many times as large as usual a network may be: what a file asks for is estimated "
+        "first, and refused where that is gigabytes or minutes.",
+        metavar="TIMES",
+        default="1",
     ),
 ]
 MaxFramesOption = Annotated[
@@ -193,6 +203,17 @@ def source_name(source: str) -> str:
     path = pathlib.Path(source if "://" in source else pathlib.Path(source).resolve())
     name = path.name if path.is_dir() else path.stem
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "video"
+
+
+def parse_limits(times: float) -> Limits:
+    """The limits that `--limits` asks for.
+
+    Raises:
+      UsageError: It is no number above 0.
+    """
+    if not 0 < times < math.inf:
+        raise UsageError(f"--limits must be a number above 0; got {times:g}")
+    return Limits().times(times)
 
 
 def check_number(name: str, value: float, *, most: float = math.inf) -> None:

@@ -24,6 +24,7 @@ from dynvid.cli.common import (
     FPS,
     ClassesOption,
     HeadOption,
+    LimitsOption,
     MaxFramesOption,
     ModelOption,
     PixelsOption,
@@ -33,6 +34,7 @@ from dynvid.cli.common import (
     check_number,
     open_source,
     option,
+    parse_limits,
     progress,
     read_class_names,
     recorded_warnings,
@@ -155,6 +157,7 @@ def run(
         ),
     ] = None,
     max_frames: MaxFramesOption = None,
+    limits: LimitsOption = 1.0,
     compare_dense: Annotated[
         bool,
         option(
@@ -231,7 +234,13 @@ def run(
         )
     video = open_source(source, max_frames=max_frames, task=asked)
     loaded = load_model(
-        model, frame_size=video.size, task=asked, head=head, pixels=pixels, class_names=names
+        model,
+        frame_size=video.size,
+        task=asked,
+        head=head,
+        pixels=pixels,
+        class_names=names,
+        limits=parse_limits(limits),
     )
     if file is not None:
         file.check_model(loaded)

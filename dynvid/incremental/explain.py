@@ -139,6 +139,8 @@ def _row(plan: Plan, node: Node, unit: Any) -> Row:
         mode, macs, note = "fixed", 0, ""
     elif node in plan.reasons:
         mode, note = "dense", plan.reasons[node]
+        if node.primitive.name == "while" and macs:
+            note += "; one turn of it is counted, nobody knows how many it takes"
     elif unit is None:
         mode, note = "deferred", ""
     else:

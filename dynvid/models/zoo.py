@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dynvid.errors import UsageError, one_line
+from dynvid.graph import estimate
 from dynvid.models import actions, driving, ssd, synthetic_detector
 from dynvid.models.ssd import VOC_CLASSES, decode_ssd
 from dynvid.models.synthetic_detector import (
@@ -24,7 +25,7 @@ from dynvid.ops.letterbox import Letterbox
 from dynvid.ops.progressive import ClipNetwork, checkpoint_logits, make_route
 from dynvid.tasks import ActionRecognition, Detection, Segmentation, Task
 from dynvid.tasks.preprocessing import Preprocessing
-from dynvid.types import Frames, Output, Params
+from dynvid.types import Frames, Limits, Output, Params
 from dynvid.weights.caffe import load_ssd512
 from dynvid.weights.darknet import load_darknet
 from dynvid.weights.espnet import load_espnet
@@ -212,14 +213,7 @@ class Model:
         Raises:
           UsageError: They do not fit each other, or not the frames.
         """
-        frames = jax.ShapeDtypeStruct((1, *frame_size, 3), jnp.uint8)
-        try:
-            outputs = jax.eval_shape(self.on_frames, self.params, frames)
-        except (ValueError, TypeError) as error:
-            raise UsageError(
-                f"{self.name} cannot run on frames of {frame_size[1]}x{frame_size[0]}: "
-                f"{one_line(error)}"
-            ) from error
+        outputs = self._traced(jax.eval_shape, frame_size)
         try:
             jax.eval_shape(
                 lambda params, outputs: self.task.decode(params, outputs, frame_size=frame_size),
@@ -232,6 +226,33 @@ class Model:
                 f"{what} does not fit {self.name}, whose outputs have shape {_shapes(outputs)}"
             ) from error
 
+    def check_cost(self, frame_size: tuple[int, int], limits: Limits) -> None:
+        """Estimates what a frame of a size would take, without computing anything.
+
+        Raises:
+          UsageError: It is beyond the limits; the message has the number.
+        """
+        try:
+            self._traced(estimate, frame_size).check(limits)
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(
+                f"{self.name} on frames of {frame_size[1]}x{frame_size[0]}: {error}; "
+                "--limits raises it"
+            ) from error
+
+    def _traced(self, by: Callable[..., Any], frame_size: tuple[int, int]) -> Any:
+        """What a transformation of JAX says of the network on frames of a size."""
+        frames = jax.ShapeDtypeStruct((1, *frame_size, 3), jnp.uint8)
+        try:
+            return by(self.on_frames, self.params, frames)
+        except Exception as error:  # a file may make anything of a network
+            raise UsageError(
+                f"{self.name} cannot run on frames of {frame_size[1]}x{frame_size[0]}: "
+                f"{one_line(error)}"
+            ) from error
+
 
 def load_model(
     path: pathlib.Path | None,
@@ -241,6 +262,7 @@ def load_model(
     head: str | None = None,
     pixels: str | None = None,
     class_names: Sequence[str] | None = None,
+    limits: Limits | None = None,
 ) -> Model:
     """Loads a network, and tells from it what it is for unless that is given.
 
@@ -257,6 +279,7 @@ def load_model(
       head: One of `HEADS`, for detectors; told from the model where None.
       pixels: One of `PIXELS`, for the other tasks; "imagenet" where None.
       class_names: The name of each class index, in place of the head's.
+      limits: What a file may ask for; the usual ones where None.
 
     Returns:
       The model, which fits the frames.
@@ -289,8 +312,9 @@ def load_model(
         height, width = (-(-side // multiple) * multiple for side in frame_size)
         file = _File("shipped detector", network, params, (height, width), "synthetic")
     else:
-        file = _read(path, frame_size)
+        file = _read(path, frame_size, limits or Limits())
     model = dataclasses.replace(_fit(file, frame_size, task, head, pixels), clips=clips)
+    model.check_cost(frame_size, limits or Limits())
     if class_names is not None:
         named: Any = model.task
         model = dataclasses.replace(
@@ -354,13 +378,18 @@ def _check_names(task: str | None, head: str | None, pixels: str | None) -> None
         raise UsageError("--pixels is for models that are no detectors: a head knows its own")
 
 
-def _read(path: pathlib.Path, frame_size: tuple[int, int]) -> _File:
+def _read(path: pathlib.Path, frame_size: tuple[int, int], limits: Limits) -> _File:
     if not path.is_file():
         raise UsageError(f"cannot read the model {path}: no such file")
     size, files, task = None, [path], None
     try:
         if path.suffix == ".onnx":
-            network, params = load_onnx(path)
+            network, params = load_onnx(path, limits=limits)
+            if len(network.shape) != 4:
+                raise UsageError(
+                    f"{path.name} takes no images (N, C, H, W): the shape of its input is "
+                    f"{list(network.shape)}"
+                )
             height, width = network.frame_shape[:2]
             if height is not None and width is not None:
                 size = (height, width)
@@ -459,7 +488,7 @@ def _of_outputs(file: _File, frame_size: tuple[int, int], task: str | None, pixe
         frames = jax.ShapeDtypeStruct((1, *frame_size, 3), jnp.uint8)
         try:
             outputs = jax.eval_shape(candidate.preprocess(file.network), file.params, frames)
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # a file may make anything of a network
             failure = one_line(error)
             continue
         found[candidate.name] = _select(file, outputs, rank), candidate, outputs
