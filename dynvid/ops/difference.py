@@ -221,7 +221,7 @@ def camera_changes(
     noise: float = 8.0,
     mean: float = 0.3,
     mean_noise: float = 5.0,
-    most: float = 30.0,
+    most: float = 3.0,
     gain: bool = True,
 ) -> ChangeRule:
     """A rule of change that knows a camera's noise and its exposure.
@@ -229,10 +229,12 @@ def camera_changes(
     Not in the papers. With theta the threshold and sigma the standard deviation of the difference
     of two frames without motion, of pixels and of means over 4x4 pixels and all channels:
 
-    - A block of 8x8 pixels has changed where `|I_t - I_ref| >= max(theta, noise sigma(level))` in
-      any of its pixels and channels, with the level its middle pixel has in the reference.
+    - A block of 8x8 pixels has changed where `|I_t - I_ref| >= clip(noise sigma(level), theta, most
+      theta)` in any of its pixels and channels, with the level its middle pixel has in the
+      reference.
     - So it has where the mean difference of a quarter of it, with its sign, is at least
-      `max(mean theta, mean_noise sigma_mean)`: what is faint but agrees over a neighbourhood.
+      `clip(mean_noise sigma_mean, mean theta, most mean theta)`: what is faint but agrees over a
+      neighbourhood.
     - It is taken over whole: a mixture of old and new pixels is a picture that no camera took.
     - Sigma is 3.14 times the lower quartile of the differences of consecutive frames, to which what
       moves adds little, averaged over frames; it rises more slowly than it falls. Where means move
@@ -245,16 +247,16 @@ def camera_changes(
       noise: How many standard deviations of its noise a pixel must move by.
       mean: The threshold of means, in thresholds of pixels.
       mean_noise: How many standard deviations of their noise means must move by.
-      most: In grey levels, above which no noise raises the threshold of a pixel; that of means
-        accordingly.
+      most: How many times theta, and mean theta, noise may raise a threshold to at most. So theta
+        bounds what is not seen, and a theta of zero leaves nothing unseen.
       gain: Whether to look for changes of exposure.
 
     Returns:
       A `ChangeRule` for uint8 frames; its `seen` is a `Seen`.
 
     Exact in this sense: where it says that nothing changed, frame (brought to the reference's
-    exposure) and reference differ by less than `max(theta, most)` at every pixel, and by less than
-    `max(theta, noise sigma)`. Approximate because what moves by less is not seen.
+    exposure) and reference differ by less than `most theta` at every pixel, and not at all where
+    theta is zero. Approximate because what moves by less is not seen.
 
     >>> rule = camera_changes()
     >>> frames = jnp.full((1, 16, 16, 3), 100, jnp.uint8)
@@ -293,7 +295,8 @@ def camera_changes(
             steady = jnp.abs(shift - drift) < _DRIFT / 2
             adopted = (jnp.abs(drift) >= _DRIFT) & steady
             seen = seen._replace(drift=jnp.where(adopted, 0, drift))
-            slope, offset = jnp.where(adopted, 1, slope), jnp.where(adopted, 0, offset)
+            as_it_is = adopted | (threshold <= 0)
+            slope, offset = jnp.where(as_it_is, 1, slope), jnp.where(as_it_is, 0, offset)
             frames = lax.cond(
                 jnp.any((slope != 1) | (offset != 0)),
                 lambda: with_exposure(frames, reference, slope, offset),
@@ -312,9 +315,9 @@ def camera_changes(
         blocks = changed_blocks(
             frames,
             reference,
-            threshold=jnp.maximum(floor, jnp.minimum(noise * level, most)),
-            mean_threshold=jnp.maximum(
-                mean * threshold, jnp.minimum(mean_noise * seen.mean_noise, mean * most)
+            threshold=jnp.clip(noise * level, floor, most * floor),
+            mean_threshold=jnp.clip(
+                mean_noise * seen.mean_noise, mean * threshold, most * mean * threshold
             ),
         )
         # Without a barrier XLA:CPU fuses what makes the blocks into each pixel that reads them.
