@@ -40,7 +40,7 @@ from dynvid.types import Output, Params
 FRAMES = 40
 """How many frames are tuned on."""
 
-TRIALS = 48
+TRIALS = 32
 """How many settings are tried."""
 
 _MOST_BYTES = 2 << 30  # that the results of all frames may take
