@@ -113,14 +113,15 @@ def run(
         float | None,
         option(
             "How much a pixel must differ from the one that the caches were computed from to count "
-            "as changed, in grey levels of 0..255. 0 recomputes all that differs at all. For "
+            "as changed, in grey levels of 0..255. A camera's noise raises it up to three times. 0 "
+            "recomputes all that differs at all. For "
             "dvsnet: the expected confidence below which a region is segmented anew, in percent, "
             "or what its other policies compare, in their units. For flow-detection: the share of "
             "inconsistent features above which a frame becomes a key frame, or with --set "
             "key=every the frames between two. For dynamic-inference: how sure a checkpoint must "
             "be to stop, of 0..1.",
             metavar="NUMBER",
-            default="15; dyncnn: 20; ifmdc: 0; dvsnet: 92; flow-detection: 0.2; dynamic-inference: "
+            default="8; dyncnn: 20; ifmdc: 0; dvsnet: 92; flow-detection: 0.2; dynamic-inference: "
             "0.9",
         ),
     ] = None,
@@ -131,7 +132,7 @@ def run(
             "this much, in units of its layer's root mean square on the first frame. 0 is exact; "
             "more saves more.",
             metavar="RMS",
-            default="0.5; ifmdc: 0; dvsnet: only with --set incremental=true; flow-detection: none",
+            default="0.3; ifmdc: 0; dvsnet: only with --set incremental=true; flow-detection: none",
         ),
     ] = None,
     target: Annotated[

@@ -39,7 +39,6 @@ def incremental(
     reach: Reach = "geometry",
     settle: int | None = None,
     rotation: int | None = None,
-    fresh: int | None = None,
     dense_above: float | None = None,
 ) -> VideoFunction:
     """Turns a frame function into one that recomputes only what changed, as `jax.grad` does grads.
@@ -85,9 +84,6 @@ def incremental(
         older than that, however faint it moves. None leaves what differs by less than the
         threshold as it is. Where a step gets a mask, that mask alone says what is computed, and
         nothing comes to rest or has its turn.
-      fresh: Truncation holds nothing back over the blocks that changed, nor over so many blocks
-        around them: what moves is always as it is now, and only how far it reaches into its
-        surroundings is limited. None holds back everywhere.
       dense_above: Where more than this share of the blocks changed or lies beside one that did, of
         all streams together, the step is `fn(params, frames)` itself: a camera that pans, a cut,
         another light. Its output is exact, its work dense, and nothing is kept of it, so that it
@@ -146,8 +142,6 @@ def incremental(
     for name, frames_ in (("settle", settle), ("rotation", rotation)):
         if frames_ is not None and not (isinstance(frames_, int) and frames_ >= 1):
             raise ValueError(f"{name} must be a number of frames or None; got {frames_!r}")
-    if fresh is not None and not (isinstance(fresh, int) and fresh >= 0):
-        raise ValueError(f"fresh must be a number of blocks or None; got {fresh!r}")
     if dense_above is not None and not 0 <= dense_above <= 1:
         raise ValueError(f"dense_above must be between 0 and 1 or None; got {dense_above!r}")
     if reach not in get_args(Reach):
@@ -159,7 +153,7 @@ def incremental(
     @jax.jit
     def init(params: Params, frames: jax.Array) -> tuple[State, Any]:
         runner = Runner(plan(params, frames), params)
-        settles = compares and any(x is not None for x in (settle, rotation, fresh))
+        settles = compares and not (settle is None and rotation is None)
         state = runner.init(jnp.asarray(frames), settles=settles)
         state = state.with_settings(threshold=threshold, truncation=truncation)
         if changes is not None:
@@ -192,8 +186,8 @@ def incremental(
             seen, changed, new = changes.step(state.seen, frames, old, state.threshold)
             state = dataclasses.replace(state, seen=seen)
         blocks = masks.to_cells(changed, BLOCK)
-        state, changed, exact = held_back_nowhere(
-            state, new, changed, blocks, settle=settle, rotation=rotation, fresh=fresh
+        state, changed, exact = resting_and_in_turn(
+            state, new, changed, blocks, settle=settle, rotation=rotation
         )
         if dense_above is None:
             return update(state, new, changed, exact)
@@ -222,7 +216,7 @@ def incremental(
     return VideoFunction(init=init, step=step, recalibrate=recalibrate)
 
 
-def held_back_nowhere(
+def resting_and_in_turn(
     state: State,
     frames: jax.Array,
     changed: jax.Array,
@@ -230,9 +224,8 @@ def held_back_nowhere(
     *,
     settle: int | None,
     rotation: int | None,
-    fresh: int | None,
 ) -> tuple[State, jax.Array, jax.Array | None]:
-    """Where truncation holds nothing back: in what changed, what came to rest and whose turn it is.
+    """Where truncation holds nothing back: over what came to rest and what has its turn.
 
     Args:
       state: Before the step.
@@ -241,7 +234,6 @@ def held_back_nowhere(
       blocks: The blocks of `dynvid.ops.refresh.BLOCK` pixels that hold one.
       settle: As of `incremental`.
       rotation: Likewise.
-      fresh: Likewise.
 
     Returns:
       The state with the age of its blocks; the changed pixels, with those that the rotation takes
@@ -252,9 +244,6 @@ def held_back_nowhere(
         settled, quiet = settling(quiet_frames(state.quiet, blocks, settle), settle)
         state = dataclasses.replace(state, quiet=quiet)
         exact.append(settled)
-    if fresh is not None:
-        side = 2 * fresh + 1
-        exact.append(masks.stencil(blocks, window=(side, side), padding=((fresh, fresh),) * 2))
     if rotation is not None:
         turn = blocks_in_turn(state.turn, rotation, blocks.shape[1:])
         state = dataclasses.replace(state, turn=state.turn + 1)

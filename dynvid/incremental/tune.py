@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dynvid.incremental.transform import incremental
 from dynvid.types import Agreement, Frames, Metric, Output, Params, replace_streams
 
-THRESHOLDS = (5, 10, 15, 20, 30)
+THRESHOLDS = (4, 6, 8, 12, 20)
 """Thresholds that `tune` tries where none are given, of 255."""
 
 TRUNCATIONS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 2.8, 4.0)
@@ -521,7 +521,7 @@ def tune(
       metric: `metric(expected, found) -> Agreement` of the dense and the incremental results of the
         same frames, pure: `dynvid.metrics.average_precision.detection_f1` of detections. The
         `decode` and `compare` of a task in `dynvid.tasks` fit here.
-      thresholds: To choose from, in the threshold's unit; by default 5, 10, 15, 20 and 30 of 255.
+      thresholds: To choose from, in the threshold's unit; by default 4, 6, 8, 12 and 20 of 255.
       truncations: To choose from, positive and rising.
       trials: How many settings are tried at most.
       seed: Of the random exchanges: the same seed gives the same answer.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from dynvid.errors import one_line
 from dynvid.incremental import explain, incremental
 from dynvid.models.driving import MULTIPLE, load_driving_networks
+from dynvid.ops.difference import camera_changes
 from dynvid.ops.early_exit import Measure
 from dynvid.ops.labels import LabelMap
 from dynvid.ops.letterbox import Letterbox
@@ -130,7 +131,7 @@ class System:
           ValueError: An option is not known, or its value is not allowed.
 
         >>> SYSTEMS["incremental"].settings({"threshold": 20})["truncation"]
-        0.5
+        0.3
         >>> SYSTEMS["incremental"].settings({"treshold": 20})
         Traceback (most recent call last):
         ...
@@ -168,6 +169,22 @@ def choice_option(default: str, *others: str) -> Option:
     return Option(default, expected, lambda value: value in words)
 
 
+def _frames_option(default: int | None) -> Option:
+    return Option(
+        default,
+        "a positive number of frames or null",
+        lambda value: value is None or _positive(value),
+    )
+
+
+def _share_option(default: float | None) -> Option:
+    return Option(
+        default,
+        "a share between 0 and 1 or null",
+        lambda value: value is None or _number(value, most=1),
+    )
+
+
 def _truncation_option(default: float) -> Option:
     def allows(value: Any) -> bool:
         return all(map(_number, value.values() if isinstance(value, Mapping) else [value]))
@@ -203,13 +220,18 @@ def _finite_or_none(value: Any) -> bool:
 
 _OVERLAP = 16  # pixels; the paper's 64 are for frames of 2048 x 1024
 _REFERENCE = ("last_used", "previous")
-_FRAMES_OR_NONE = Option(
-    None,
-    "a positive number of frames or null",
-    lambda value: value is None or _positive(value),
-)
 _CHANNELS = choice_option("any", "gray", "mean")
 _FLAG = "true or false"
+
+
+def incremental_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the system "incremental", as `dynvid.incremental` takes them.
+
+    >>> incremental_options({"changes": "pixels", "settle": 4})
+    {'changes': None, 'settle': 4}
+    """
+    rule = camera_changes() if options["changes"] == "camera" else None
+    return {**options, "changes": rule}
 
 
 def _incremental(network: Network, frames: Sequence[Frames], **options: Any) -> VideoFunction:
@@ -221,7 +243,7 @@ def _incremental(network: Network, frames: Sequence[Frames], **options: Any) -> 
                 "truncation must name layers of the network, which dynvid explain lists; got "
                 f"{', '.join(unknown)}"
             )
-    return incremental(network.on_frames, **options)
+    return incremental(network.on_frames, **incremental_options(options))
 
 
 def _dense(network: Network, frames: Sequence[Frames]) -> VideoFunction:
@@ -309,10 +331,9 @@ def _dvsnet(
             motion = motion._replace(scale=None)
         return resize_motion(motion, scores.shape[1:3])
 
-    usual = SYSTEMS["incremental"].settings({})
     inner = {
-        "threshold": usual["threshold"] if pixel_threshold is None else pixel_threshold,
-        "truncation": usual["truncation"] if truncation is None else truncation,
+        "threshold": 15 if pixel_threshold is None else pixel_threshold,
+        "truncation": 0.5 if truncation is None else truncation,
     }
     video = dvsnet(
         network.class_scores,
@@ -515,22 +536,20 @@ SYSTEMS: dict[str, System] = {
             summary="recompute what a changed pixel reaches, in any network",
             build=_incremental,
             options={
-                "threshold": threshold_option(15),
-                "truncation": _truncation_option(0.5),
+                "threshold": threshold_option(8),
+                "truncation": _truncation_option(0.3),
                 "reference": choice_option(*_REFERENCE),
                 "channels": _CHANNELS,
+                "changes": choice_option("camera", "pixels"),
                 "cell": Option(
                     None,
                     "a positive number of pixels or null",
                     lambda value: value is None or _positive(value),
                 ),
-                "break_even": Option(
-                    None,
-                    "a share between 0 and 1 or null",
-                    lambda value: value is None or _number(value, most=1),
-                ),
-                "settle": _FRAMES_OR_NONE,
-                "rotation": _FRAMES_OR_NONE,
+                "break_even": _share_option(None),
+                "settle": _frames_option(4),
+                "rotation": _frames_option(250),
+                "dense_above": _share_option(0.5),
             },
         ),
         System(
