@@ -474,12 +474,12 @@ def _summary(report: dict[str, Any], model: Model, system: System, *, unit: str)
     if report["seconds_per_frame"] is not None:
         table.add_row(f"{1e3 * report['seconds_per_frame']:.1f} ms a frame", "median, network only")
     if kept := report.get("audit"):
-        said = f"{kept['audits']} audits, {model.task.agreement}; asked for {kept['target']:g}"
+        said = f"{model.task.agreement}; asked for {kept['target']:g}"
         if kept["agreement"] is None:
             table.add_row("no agreement", f"{kept['audits']} audits without any results")
         else:
             table.add_row(f"{kept['agreement']:.3f} agreement of {model.task.results}", said)
-            worst = f"of {kept['window']} audits in a row"
+            worst = f"of {kept['window']} audits in a row; {kept['audits']} in all"
             table.add_row(f"{kept['worst_window']:.3f} at worst", worst)
         table.add_row(f"settings times {kept['factor']['last']:.3g}", "in the end")
         cost = f"{kept['mac_fraction']:.1%} of the multiply-accumulates"

@@ -76,7 +76,9 @@ def test_audits_say_what_was_promised_kept_and_spent(tmp_path, capsys):
     out = tmp_path / "audited"
     command = ["run", str(tmp_path / "scene"), "--audit", "2", "--out", str(out)]
     assert main(command) == 0
-    assert "2 audits, F1 against dense, same frame; asked for 0.9" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "F1 against dense, same frame; asked for 0.9" in printed
+    assert "of 2 audits in a row; 2 in all" in printed
     report = json.loads((out / "report.json").read_text())
     audit = report["audit"]
     assert (audit["every"], audit["target"], audit["audits"]) == (2, 0.9, 2)
