@@ -482,12 +482,16 @@ def _summary(report: dict[str, Any], model: Model, system: System, *, unit: str)
     row("score", "{:.3g}" + unit + " mean score", "what was decided by")
     if report["seconds_per_frame"] is not None:
         table.add_row(f"{1e3 * report['seconds_per_frame']:.1f} ms a frame", "median, network only")
-    if (kept := report.get("audit")) and kept["agreement"] is not None:
-        asked = f"{kept['audits']} audits, {model.task.agreement}; asked for {kept['target']:g}"
-        table.add_row(f"{kept['agreement']:.3f} agreement of {model.task.results}", asked)
-        table.add_row(f"{kept['worst_window']:.3f} at worst", f"{kept['window']} audits in a row")
+    if kept := report.get("audit"):
+        said = f"{model.task.agreement}; asked for {kept['target']:g}"
+        if kept["agreement"] is None:
+            table.add_row("no agreement", f"{kept['audits']} audits without any results")
+        else:
+            table.add_row(f"{kept['agreement']:.3f} agreement of {model.task.results}", said)
+            worst = f"of {kept['window']} audits in a row; {kept['audits']} in all"
+            table.add_row(f"{kept['worst_window']:.3f} at worst", worst)
+        table.add_row(f"settings times {kept['factor']['last']:.3g}", "in the end")
         cost = f"{kept['mac_fraction']:.1%} of the multiply-accumulates"
-        table.add_row(f"factor {kept['factor']['last']:.3g}", "of the settings, in the end")
         table.add_row(cost, "for the audits, of those above")
     if report.get("speedup") is not None:
         table.add_row(f"{1e3 * report['dense_seconds_per_frame']:.1f} ms a frame densely", "median")

@@ -224,9 +224,17 @@ _CHANNELS = choice_option("any", "gray", "mean")
 _FLAG = "true or false"
 
 
-def _incremental(
-    network: Network, frames: Sequence[Frames], *, changes: str, **options: Any
-) -> VideoFunction:
+def incremental_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the system "incremental", as `dynvid.incremental` takes them.
+
+    >>> incremental_options({"changes": "pixels", "settle": 4})
+    {'changes': None, 'settle': 4}
+    """
+    rule = camera_changes() if options["changes"] == "camera" else None
+    return {**options, "changes": rule}
+
+
+def _incremental(network: Network, frames: Sequence[Frames], **options: Any) -> VideoFunction:
     truncation = options["truncation"]
     if isinstance(truncation, Mapping):
         layers = explain(network.on_frames, network.params, frames[0]).layers
@@ -235,8 +243,7 @@ def _incremental(
                 "truncation must name layers of the network, which dynvid explain lists; got "
                 f"{', '.join(unknown)}"
             )
-    rule = camera_changes() if changes == "camera" else None
-    return incremental(network.on_frames, changes=rule, **options)
+    return incremental(network.on_frames, **incremental_options(options))
 
 
 def _dense(network: Network, frames: Sequence[Frames]) -> VideoFunction:
