@@ -42,6 +42,7 @@ from dynvid.cli.common import (
     source_name,
     warn,
 )
+from dynvid.cli.interrupts import Interrupts
 from dynvid.cli.settings import (
     choose_options,
     choose_system,
@@ -261,7 +262,11 @@ def run(
     work: collections.deque[float] = collections.deque(maxlen=_SHOWN_FRAMES)
     last: Any = None
     interrupted = False
-    with output_folder(out) as folder, recorded_warnings() as messages:
+    with (
+        Interrupts() as interrupts,
+        output_folder(out) as folder,
+        recorded_warnings() as messages,
+    ):
         if file is not None and (doubt := file.doubt(video.size)):
             warn(doubt)
             messages.append(doubt)
@@ -293,14 +298,16 @@ def run(
                         for result in results:
                             work.append(result.measures.mac_fraction)
                             picture = _picture(loaded, result, list(work))
-                            writer.write(picture)
-                            measures.add(result.measures)
-                            last = result.result
+                            with interrupts.held():  # a frame is kept whole or not at all
+                                writer.write(picture)
+                                measures.add(result.measures)
+                                last = result.result
                             advance(result.measures)
                 except KeyboardInterrupt:
                     if not measures.frames:
                         raise
                     interrupted = True
+                interrupts.hold()
         report = measures.summary(agreement=_agreement_key(loaded)) | {
             "source": video.name,
             "frame_size": list(video.size),

@@ -17,7 +17,14 @@ from dynvid.incremental.geometry import Table
 from dynvid.incremental.plan import Boundary, Plan, Segment
 from dynvid.incremental.program import Program
 from dynvid.incremental.rules import Layout, Window, mask_through
-from dynvid.incremental.state import State, interior, same_sample, sample, write_interior
+from dynvid.incremental.state import (
+    State,
+    interior,
+    same_sample,
+    sample,
+    shapes_of,
+    write_interior,
+)
 from dynvid.kernels.masked_conv import CellGrid, update_cells
 from dynvid.ops import cells, masks
 from dynvid.ops.refresh import BLOCK, moved_beyond, refreshed
@@ -280,6 +287,7 @@ class Runner:
             layouts=tuple(plan.layouts.get(v) for v in (plan.graph.frames, *plan.kept)),
             axes=tuple(0 if v in plan.layouts else plan.streams.get(v, -1) for v in plan.kept),
             compares=plan.compares,
+            parameter_shapes=shapes_of(self._params),
         )
 
     def _all_work(self) -> Work:

@@ -263,7 +263,8 @@ class _Planner:
         assert node is not None
         if node in self.home:
             return node in self.ops and self._grid(value) == self._grid(self._last(unit))
-        if node not in self.ops:
+        # A crop that keeps the first rows and columns reads the same positions, of a smaller grid.
+        if node not in self.ops or self._grid(value) != self._grid(self._last(unit)):
             return False
         op = self.ops[node]
         return all(

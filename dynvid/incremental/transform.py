@@ -13,7 +13,14 @@ from jax.typing import ArrayLike
 from dynvid.graph.trace import trace
 from dynvid.incremental.execute import Reach, Runner
 from dynvid.incremental.plan import Plan, make_plan
-from dynvid.incremental.state import State, check_setting, interior, is_zero, write_interior
+from dynvid.incremental.state import (
+    State,
+    check_setting,
+    interior,
+    is_zero,
+    shapes_of,
+    write_interior,
+)
 from dynvid.ops import masks
 from dynvid.ops.difference import ChangeRule, changed_pixels
 from dynvid.ops.refresh import (
@@ -106,7 +113,8 @@ def incremental(
 
     Raises:
       ValueError: For options outside their range; by `init` and `step` for frames of another rank,
-        shape or dtype, and for the state of a function with other cells.
+        shape or dtype, for parameters of other shapes, and for the state of a function with other
+        cells.
 
     Exact when all truncation is zero: the output is `fn(params, state.reference)`, bit for bit on
     integer-valued networks and within rounding on others. Approximate where it is not: each cache
@@ -166,6 +174,10 @@ def incremental(
     ) -> tuple[State, Any]:
         old = state.reference
         check_step(frames, old, mask)
+        if (shapes := shapes_of(params)) != state.parameter_shapes:
+            raise ValueError(
+                f"params must have the shapes of those of init, {_differing(state, shapes)}"
+            )
         runner = Runner(plan(params, old), params, reach=reach)
         if not runner.fits(state) or (state.seen is None) != (changes is None):
             raise ValueError(_ANOTHER)
@@ -257,6 +269,15 @@ _ANOTHER = (
     "state must be of this very function, made with the same cell and changes and with a "
     "truncation where this one has a truncation; got the state of another"
 )
+
+
+def _differing(state: State, shapes: tuple[tuple[int, ...], ...]) -> str:
+    """What the parameters of a state and others differ by first."""
+    mine = state.parameter_shapes
+    if len(mine) != len(shapes):
+        return f"{len(mine)} arrays; got {len(shapes)}"
+    at = next(i for i, pair in enumerate(zip(mine, shapes, strict=True)) if pair[0] != pair[1])
+    return f"{list(mine[at])} of array {at}; got {list(shapes[at])}"
 
 
 def check_step(frames: jax.Array, reference: jax.Array, mask: jax.Array | None) -> None:

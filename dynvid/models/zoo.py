@@ -1,8 +1,11 @@
 """What `--model` takes: files of weights and the shipped detector, and what they are run for."""
 
+import ast
 import dataclasses
+import functools
 import hashlib
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,11 +22,25 @@ from dynvid.models.synthetic_detector import (
     decode_synthetic,
     load_synthetic_detector,
 )
-from dynvid.models.yolo_heads import COCO_CLASSES, decode_yolov3, decode_yolov5, decode_yolox
+from dynvid.models.yolo_heads import (
+    COCO_CLASSES,
+    decode_ultralytics,
+    decode_yolov3,
+    decode_yolov5,
+    decode_yolox,
+)
 from dynvid.ops.boxes import Detections
 from dynvid.ops.letterbox import Letterbox
 from dynvid.ops.progressive import ClipNetwork, checkpoint_logits, make_route
-from dynvid.tasks import ActionRecognition, Detection, Segmentation, Task
+from dynvid.tasks import (
+    ActionRecognition,
+    Classification,
+    Detection,
+    InstanceSegmentation,
+    Measuring,
+    Segmentation,
+    Task,
+)
 from dynvid.tasks.preprocessing import Preprocessing
 from dynvid.types import Frames, Limits, Output, Params
 from dynvid.weights.caffe import load_ssd512
@@ -32,7 +49,14 @@ from dynvid.weights.espnet import load_espnet
 from dynvid.weights.onnx import load_onnx
 from dynvid.weights.yolov5 import load_yolov5
 
-TASKS = (Detection.name, Segmentation.name, ActionRecognition.name)
+TASKS = (
+    Detection.name,
+    InstanceSegmentation.name,
+    Segmentation.name,
+    Classification.name,
+    ActionRecognition.name,
+    Measuring.name,
+)
 """The tasks by name."""
 
 
@@ -53,6 +77,10 @@ class Head(NamedTuple):
 
 def _yolox(params: Params, outputs: Output, **options) -> Detections:
     return decode_yolox(outputs, **options)
+
+
+def _ultralytics(params: Params, outputs: Output, **options) -> Any:
+    return decode_ultralytics(outputs, **options)
 
 
 def _yolov5(params: Params, outputs: Output, **options) -> Detections:
@@ -86,6 +114,7 @@ HEADS: dict[str, Head] = {
             placement="top_left", channel_order="bgr", white=255, longest_side=416, square=True
         ),
     ),
+    "ultralytics": Head(COCO_CLASSES, _ultralytics, Preprocessing(placement="centre", white=1)),
     "yolov5": Head(COCO_CLASSES, _yolov5, Preprocessing(placement="centre", white=1)),
     "yolov3": Head(
         COCO_CLASSES,
@@ -138,6 +167,9 @@ PIXELS: dict[str, Preprocessing] = {
 "imagenet": 0 to 1, less the mean of ImageNet and in its standard deviations; "unit": 0 to 1;
 "bytes": 0 to 255.
 """
+
+_OF_FRAMES = {task.name: task for task in (Classification, ActionRecognition)}
+_MOST_NAMES = 1 << 20  # characters of metadata
 
 _LONGEST_SIDE = 640  # of what networks of street scenes get, unless frames are smaller
 
@@ -267,9 +299,10 @@ def load_model(
     """Loads a network, and tells from it what it is for unless that is given.
 
     Files of YOLOv5 (.pt), Darknet (.cfg, its .weights beside it) and SSD512 (.caffemodel) are
-    detectors, those of ESPNet (.pth) segment street scenes. An .onnx file is a detector where its
-    outputs are those of YOLOX; else it is one of segmentation where it has one output of four axes,
-    and one of action recognition where it has one of two.
+    detectors, those of ESPNet (.pth) segment street scenes. An .onnx file is what its metadata say
+    where Ultralytics exported it, names of classes among them. Else it is a detector where its
+    outputs are those of YOLOX or of such an export, one of segmentation where it has outputs of
+    four axes and of one shape, and one of classification where it has one of two.
 
     Args:
       path: The file; None takes what comes with the package: the segmentation network of street
@@ -372,7 +405,7 @@ def _check_names(task: str | None, head: str | None, pixels: str | None) -> None
     ):
         if value is not None and value not in known:
             raise UsageError(f"{name} must be one of {', '.join(sorted(known))}; got {value!r}")
-    if head is not None and task not in (None, Detection.name):
+    if head is not None and task not in (None, Detection.name, InstanceSegmentation.name):
         raise UsageError(f"--head is for detectors; got it with --task {task}")
     if pixels is not None and (head is not None or task == Detection.name):
         raise UsageError("--pixels is for models that are no detectors: a head knows its own")
@@ -445,27 +478,97 @@ def _fit(
     if file.head is not None or head is not None:
         if pixels is not None:
             raise UsageError(f"--pixels is for models that are no detectors; {file.name} is one")
-        model = _detector(file, head or file.head or "")
+        outlines = task == InstanceSegmentation.name
+        model = _detector(file, head or file.head or "", outlines=outlines)
         model.check(frame_size)
         return model
-    if task == Detection.name or (task is None and pixels is None):
-        model = _detector(file, "yolox")
-        try:
-            model.check(frame_size)
-        except UsageError as error:
-            if task is not None:
-                raise UsageError(
-                    f"cannot tell the head of {file.name}, give --head "
-                    f"({', '.join(sorted(HEADS))}): {error}"
-                ) from None
-        else:
-            return model
+    if task == Measuring.name:
+        preprocessing = dataclasses.replace(PIXELS[pixels or "unit"], size=file.size)
+        model = Model(file.name, file.network, file.params, Measuring(preprocessing=preprocessing),
+                      digest=file.digest)  # fmt: skip
+        model.check(frame_size)
+        return model
+    exported = _exported(file)
+    if exported is not None and task in (None, exported.name) and pixels is None:
+        head = "ultralytics" if isinstance(exported, Detection) else None
+        model = Model(file.name, file.network, file.params, exported, head, file.digest)
+        model.check(frame_size)
+        return model
+    if task in (Detection.name, InstanceSegmentation.name) or (task is None and pixels is None):
+        failures = []
+        for name in ("yolox", "ultralytics"):
+            model = _detector(file, name, outlines=task == InstanceSegmentation.name)
+            try:
+                model.check(frame_size)
+            except UsageError as error:
+                failures.append(error)
+            else:
+                return model
+        if task is not None:
+            raise UsageError(
+                f"cannot tell the head of {file.name}, give --head "
+                f"({', '.join(sorted(HEADS))}): {failures[0]}"
+            ) from None
     return _of_outputs(file, frame_size, task, pixels or "imagenet")
 
 
-def _detector(file: _File, name: str) -> Model:
+_ULTRALYTICS_TASKS = {"detect": Detection, "segment": InstanceSegmentation}
+
+
+def _exported(file: _File) -> Detection | Classification | None:
+    """The task of a file that Ultralytics exported, as its metadata say; None of others.
+
+    Raises:
+      UsageError: It is a task that is not known here.
+    """
+    metadata = getattr(file.network, "metadata", {})
+    if not {"names", "stride"} <= metadata.keys():
+        return None
+    names = _class_names(metadata["names"])
+    sides = [int(side) for side in re.findall(r"\d{1,5}", metadata.get("imgsz", ""))]
+    stride = re.fullmatch(r"\d{1,3}", metadata["stride"])
+    given = metadata.get("task", "detect")
+    preprocessing = dataclasses.replace(
+        HEADS["ultralytics"].preprocessing,
+        size=file.size,
+        longest_side=max(sides, default=640),
+        multiple=max(int(stride[0]) if stride else 32, 32),
+    )
+    if given == "classify":
+        square = dataclasses.replace(preprocessing, placement="stretch", square=True)
+        return Classification(preprocessing=square, class_names=names)
+    if given not in _ULTRALYTICS_TASKS:
+        raise UsageError(
+            f"{file.name} is for {one_line(ValueError(given))[:40]!r}, which dynvid does not know: "
+            f"--task {Measuring.name} measures it"
+        )
+    return _ULTRALYTICS_TASKS[given](
+        decode_boxes=functools.partial(_ultralytics, classes=len(names) or None),
+        preprocessing=preprocessing,
+        class_names=names,
+    )
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    """The names of classes of a dict that is written as Python does; none where it is not one.
+
+    >>> _class_names("{0: 'person', 1: 'car'}"), _class_names("[1]")
+    (('person', 'car'), ())
+    """
+    if len(text) > _MOST_NAMES:
+        return ()
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ()
+    if not isinstance(found, dict) or found.keys() != set(range(len(found))):
+        return ()
+    return tuple(str(found[index]) for index in range(len(found)))
+
+
+def _detector(file: _File, name: str, *, outlines: bool = False) -> Model:
     head = HEADS[name]
-    task = Detection(
+    task = (InstanceSegmentation if outlines else Detection)(
         decode_boxes=head.decode,
         preprocessing=dataclasses.replace(head.preprocessing, size=file.size),
         class_names=head.class_names,
@@ -481,7 +584,7 @@ def _of_outputs(file: _File, frame_size: tuple[int, int], task: str | None, pixe
     first = getattr(file.network, "channels_first", False)
     tasks: dict[int, Task] = {
         4: Segmentation(preprocessing=of_maps, channels_first=first),
-        2: ActionRecognition(preprocessing=of_frames),
+        2: _OF_FRAMES.get(task, Classification)(preprocessing=of_frames),
     }
     found = {}
     for rank, candidate in tasks.items():
@@ -497,7 +600,8 @@ def _of_outputs(file: _File, frame_size: tuple[int, int], task: str | None, pixe
             f"{file.name} cannot run on frames of {frame_size[1]}x{frame_size[0]}: {failure}"
         )
     for name, (network, candidate, outputs) in found.items():
-        only = len(jax.tree.leaves(outputs)) == 1
+        # Auxiliary outputs of the same kind may be beside the one that counts.
+        only = len({leaf.shape for leaf in jax.tree.leaves(outputs)}) == 1
         if network is not None and (name == task or (task is None and only)):
             model = Model(file.name, network, file.params, candidate, None, file.digest)
             model.check(frame_size)

@@ -126,6 +126,7 @@ def _function(onnx: Any, model: Any, name: str, limits: Limits) -> tuple["OnnxFu
         dtype=_input_dtype(onnx, source),
         outputs=outputs,
         evaluate=evaluate,
+        metadata={item.key: item.value for item in model.metadata_props},
     )
     return function, {name: jnp.asarray(array) for name, array in params.items()}
 
@@ -166,6 +167,7 @@ class OnnxFunction:
       statics: Constants that stay NumPy arrays while tracing.
       orders: In which order of axes each weight is stored.
       evaluate: Computes one node on NumPy arrays (shape arithmetic).
+      metadata: What the exporter says of the network.
     """
 
     name: str
@@ -177,6 +179,7 @@ class OnnxFunction:
     dtype: np.dtype
     outputs: tuple[str, ...]
     evaluate: "_Evaluator"
+    metadata: dict[str, str]
 
     @property
     def channels_first(self) -> bool:
