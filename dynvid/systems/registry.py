@@ -20,6 +20,7 @@ from dynvid.ops.regions import divide_frame
 from dynvid.ops.warp import Motion, resize_motion
 from dynvid.systems.dense import dense
 from dynvid.systems.dvsnet import DVSNetParams, DVSNetState, dvsnet
+from dynvid.systems.dvsnet.system import THRESHOLDS as POLICY_THRESHOLDS
 from dynvid.systems.dvsnet.system import Policy
 from dynvid.systems.dynamic_inference import dynamic_inference_stream
 from dynvid.systems.dynamic_inference.stream import Evidence
@@ -30,6 +31,7 @@ from dynvid.systems.flow_detection import (
     flow_detection,
     split_detector,
 )
+from dynvid.systems.flow_detection.system import THRESHOLDS as KEY_THRESHOLDS
 from dynvid.systems.flow_detection.system import KeyRule, Propagated
 from dynvid.systems.ifmdc import Settings, calibrated_settings, ifmdc_network
 from dynvid.types import Frames, Output, Params, VideoFunction
@@ -100,6 +102,7 @@ class System:
       name: As the command line has it.
       summary: What it does, in one line.
       options: By name; those of `build`.
+      own: For options that stand for what others imply where they are null: that, of all options.
       build: `build(network, frames, **options) -> VideoFunction`: of a `Network` and of the video's
         first frames, uint8 `(S, H, W, 3)`, for systems that calibrate themselves or depend on
         their size. The function takes the network's parameters. It raises ValueError for what it
@@ -117,6 +120,7 @@ class System:
     summary: str
     options: Mapping[str, Option]
     build: Callable[..., VideoFunction]
+    own: Mapping[str, Callable[[Mapping[str, Any]], Any]] = dataclasses.field(default_factory=dict)
     calibration_frames: int = 1
     tasks: frozenset[str] | None = None
     kept: str = "pixels unchanged"
@@ -127,11 +131,15 @@ class System:
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options: those that are given, and the defaults of the others.
 
+        Where one is null that the others imply, it is what they imply.
+
         Raises:
           ValueError: An option is not known, or its value is not allowed.
 
         >>> SYSTEMS["incremental"].settings({"threshold": 20})["truncation"]
         0.3
+        >>> SYSTEMS["dvsnet"].settings({"policy": "flow_magnitude"})["threshold"]
+        2.0
         >>> SYSTEMS["incremental"].settings({"treshold": 20})
         Traceback (most recent call last):
         ...
@@ -143,7 +151,9 @@ class System:
         for name, value in given.items():
             if not self.options[name].allows(value):
                 raise ValueError(f"{name} must be {self.options[name].expected}; got {value!r}")
-        return {name: option.default for name, option in self.options.items()} | dict(given)
+        options = {name: option.default for name, option in self.options.items()} | dict(given)
+        implied = {name: of(options) for name, of in self.own.items() if options[name] is None}
+        return options | implied
 
 
 def _number(value: Any, *, most: float = math.inf) -> bool:
@@ -609,6 +619,7 @@ SYSTEMS: dict[str, System] = {
             tasks=frozenset({"segmentation"}),
             kept="regions warped",
             score_unit=lambda options: _SCORE_UNITS[options["policy"]],
+            own={"threshold": lambda options: POLICY_THRESHOLDS[options["policy"]]},
             options={
                 "policy": choice_option(*get_args(Policy)),
                 "threshold": Option(
@@ -647,6 +658,7 @@ SYSTEMS: dict[str, System] = {
             tasks=frozenset({"detection"}),
             kept="features carried",
             score_unit=lambda options: _KEY_UNITS[options["key"]],
+            own={"threshold": lambda options: KEY_THRESHOLDS[options["key"]]},
             options={
                 "at": Option(
                     None,

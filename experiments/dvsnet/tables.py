@@ -75,6 +75,19 @@ def main(results: dict[str, Any]) -> str:
         ]
         head = ["frames apart", "mIoU segmented", *(f"lost, {way}" for way in ways)]
         parts += [f"bounds, {subject}", table(head, rows)]
+    for subject, found in results.get("unexplained", {}).items():
+        ways = [way for way in next(iter(found.values()))["points lost"] if way != "segmented"]
+        rows = [
+            [gap]
+            + [
+                f"{row['points lost'][way]:.1f}"
+                + (f" ({100 * row['share anew'][way]:.0f}%)" if way in row["share anew"] else "")
+                for way in ways
+            ]
+            for gap, row in found.items()
+        ]
+        head = ["frames apart", *(f"lost, {way}" for way in ways)]
+        parts += [f"unexplained, {subject}", table(head, rows)]
     for subject, found in results.get("table3", {}).items():
         rows = [
             [
