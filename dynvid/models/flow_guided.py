@@ -116,9 +116,9 @@ class FeatureNetwork(nnx.Module):
       features: Channels of the result.
       dilation: Of the last convolution.
       block: As of `ResNet`.
-      deformable: For bottlenecks, whether the 3x3 convolutions of conv5 are `DeformableConv` of 4 groups, as in
-        Deformable R-FCN (Dai et al. 2017, section 3 and its code). The rest of that is its head's,
-        deformable pooling, and not here.
+      deformable: For bottlenecks, whether the 3x3 convolutions of conv5 are `DeformableConv` of 4
+        groups, as in Deformable R-FCN (Dai et al. 2017, section 3 and its code). The rest of that
+        is its head's, deformable pooling, and not here.
       rngs: Where the random weights come from.
 
     Raises:

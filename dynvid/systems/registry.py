@@ -383,7 +383,6 @@ def _flow_detection(
             **options,
         )  # fmt: skip
     frame_size = (frames[0].shape[1], frames[0].shape[2])
-    geometry = network.geometry(frame_size)
     multiple = math.lcm(MULTIPLE, network.multiple)
     image = jax.eval_shape(network.resize, frames[0][:1])
     size = (-(-side // multiple) * multiple for side in image.shape[1:3])
