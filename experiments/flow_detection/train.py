@@ -430,10 +430,14 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
 
 
 def save(network: FlowDetector, path: pathlib.Path) -> None:
-    """Writes the weights as float16, under a temporary name first."""
+    """Writes the weights, kernels as float16, under a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     params = detection_networks(network).params
-    arrays = {name: np.asarray(leaf, np.float16) for name, leaf in named_leaves(params)}
+    # Variances of batch normalisation may be beyond float16.
+    arrays = {
+        name: np.asarray(leaf, np.float16 if leaf.ndim > 1 else np.float32)
+        for name, leaf in named_leaves(params)
+    }
     with part_file(path) as part, part.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
