@@ -80,7 +80,7 @@ class Config:
     held_out: int = 256  # more pairs, to judge by
     flow_steps: int = 2400
     classification_steps: int = 300
-    detection_steps: int = 2000
+    detection_steps: int = 1800
     consistency_steps: int = 150
     joint_steps: int = 450
     penalty_weight: float = 2.0  # lambda
