@@ -80,7 +80,7 @@ class Config:
     held_out: int = 256  # more pairs, to judge by
     flow_steps: int = 2400
     classification_steps: int = 300
-    detection_steps: int = 1800
+    detection_steps: int = 2400
     consistency_steps: int = 150
     joint_steps: int = 450
     penalty_weight: float = 2.0  # lambda
@@ -440,6 +440,17 @@ def save(network: FlowDetector, path: pathlib.Path) -> None:
     }
     with part_file(path) as part, part.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load(network: FlowDetector, path: pathlib.Path) -> None:
+    """Gives a network the weights in a file that `save` wrote of one of its structure."""
+    params = detection_networks(network).params
+    with np.load(path) as file:
+        arrays = [jnp.asarray(file[name], leaf.dtype) for name, leaf in named_leaves(params)]
+    parts = (network.features, network.flow, network.embedding, network.detector)
+    given = jax.tree.unflatten(jax.tree.structure(params), arrays)
+    for part, state in zip(parts, given, strict=True):
+        nnx.update(part, state)
 
 
 def main(config: Config) -> None:
