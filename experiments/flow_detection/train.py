@@ -81,7 +81,7 @@ class Config:
     flow_steps: int = 2400
     classification_steps: int = 300
     detection_steps: int = 2400
-    consistency_steps: int = 150
+    consistency_steps: int = 250
     joint_steps: int = 450
     penalty_weight: float = 2.0  # lambda
     penalty: Literal["mean", "sum"] = "mean"
@@ -402,7 +402,7 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
         "consistency",
         lambda: train_stage(
             config, "consistency", network.flow, {None: quality_loss}, data,
-            steps=config.consistency_steps, rate=1e-3,
+            steps=config.consistency_steps, rate=1e-2,
         ),
     )  # fmt: skip
 
