@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from dynvid.errors import one_line
 from dynvid.incremental import explain, incremental
 from dynvid.models.driving import MULTIPLE, load_driving_networks
+from dynvid.models.flow_detection import FlowDetectionNetworks
 from dynvid.ops.difference import camera_changes
 from dynvid.ops.early_exit import Measure
 from dynvid.ops.labels import LabelMap
@@ -32,7 +33,7 @@ from dynvid.systems.flow_detection import (
     split_detector,
 )
 from dynvid.systems.flow_detection.system import THRESHOLDS as KEY_THRESHOLDS
-from dynvid.systems.flow_detection.system import KeyRule, Propagated
+from dynvid.systems.flow_detection.system import Aggregation, KeyRule, Propagated
 from dynvid.systems.ifmdc import Settings, calibrated_settings, ifmdc_network
 from dynvid.types import Frames, Output, Params, VideoFunction
 
@@ -114,6 +115,7 @@ class System:
       clip: `clip(options)`, of systems that take a video as one clip: the frames, evenly spread
         over it, in the order in which they are to come; None where they come as they are.
       frame_by_frame: Whether its outputs can be compared with those of the network on each frame.
+      flow_guided: Whether it is for the shipped flow-guided detector where no network is given.
     """
 
     name: str
@@ -127,6 +129,7 @@ class System:
     score_unit: Callable[[Mapping[str, Any]], str] = lambda options: ""
     clip: Callable[[Mapping[str, Any]], tuple[int, ...] | None] = lambda options: None
     frame_by_frame: bool = True
+    flow_guided: bool = False
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options: those that are given, and the defaults of the others.
@@ -395,20 +398,27 @@ def _flow_detection(
     *,
     at: str | Sequence[str] | None,
     motion: str,
+    aggregate: Aggregation | None,
     **options: Any,
 ) -> VideoFunction:
     """Flow-guided detection with any detector, cut in two, and nothing trained for it.
 
     The motion is that of the shipped flow network, or none at all; what it leaves unexplained says
-    what is updated and when there is a key frame; features are compared as they are.
+    what is updated and when there is a key frame; features are compared as they are. The shipped
+    flow-guided detector has networks of its own for all that.
     """
+    parts: FlowDetectionNetworks | None = getattr(network, "flow_guided", None)
+    if parts is not None and at is None and motion == "network":
+        return _as_trained(
+            network, frames, parts, aggregate="recursive" if aggregate is None else aggregate,
+            **options,
+        )  # fmt: skip
     frame_size = (frames[0].shape[1], frames[0].shape[2])
-    geometry = network.geometry(frame_size)
     multiple = math.lcm(MULTIPLE, network.multiple)
     image = jax.eval_shape(network.resize, frames[0][:1])
     size = (-(-side // multiple) * multiple for side in image.shape[1:3])
     image = jax.ShapeDtypeStruct((1, *size, 3), image.dtype)
-    parts = split_detector(network.on_images, network.params, image, at=at)
+    cut = split_detector(network.on_images, network.params, image, at=at)
     driving = load_driving_networks()
 
     def flow(params: Params, current: jax.Array, key: jax.Array) -> Motion:
@@ -417,17 +427,48 @@ def _flow_detection(
         return Motion(driving.flow(params, _unit(current), _unit(key)).flow)
 
     video = flow_detection(
-        parts.features,
-        parts.detect,
+        cut.features,
+        cut.detect,
         flow=flow,
         embed=lambda params, features: features,
         consistency="residual",
+        aggregate="none" if aggregate is None else aggregate,
         multiple=multiple,
         **options,
     )
+    return _of_camera(
+        network, frame_size, video, lambda p: FlowDetectionParams(p, p, driving.params[1])
+    )
 
-    def together(params: Params) -> FlowDetectionParams:
-        return FlowDetectionParams(params, params, driving.params[1])
+
+def _as_trained(
+    network: Network, frames: Sequence[Frames], parts: FlowDetectionNetworks, **options: Any
+) -> VideoFunction:
+    """Flow-guided detection with all four networks, trained together."""
+    frame_size = (frames[0].shape[1], frames[0].shape[2])
+    image = jax.eval_shape(network.resize, frames[0][:1])
+    size = tuple(-(-side // network.multiple) * network.multiple for side in image.shape[1:3])
+    video = flow_detection(
+        lambda params, images: parts.features(params, _unit(images)),
+        lambda params, features: parts.detect(params, features, size),
+        flow=lambda params, *pair: parts.flow(params, *map(_unit, pair)),
+        embed=parts.embed,
+        multiple=network.multiple,
+        **options,
+    )
+    return _of_camera(
+        network, frame_size, video, lambda p: FlowDetectionParams(p[0], p[3], p[1], p[2])
+    )
+
+
+def _of_camera(
+    network: Network,
+    frame_size: tuple[int, int],
+    video: VideoFunction,
+    together: Callable[[Params], FlowDetectionParams],
+) -> VideoFunction:
+    """A flow-guided detector of a network's images as one of a camera's frames."""
+    geometry = network.geometry(frame_size)
 
     @jax.jit
     def init(params: Params, frames: Frames) -> tuple[FlowDetectionState, Output]:
@@ -653,6 +694,7 @@ SYSTEMS: dict[str, System] = {
         ),
         System(
             name="flow-detection",
+            flow_guided=True,
             summary="carry features along the motion, and renew them where it explains too little",
             build=_flow_detection,
             tasks=frozenset({"detection"}),
@@ -681,10 +723,21 @@ SYSTEMS: dict[str, System] = {
                     "null for its own",
                     lambda value: value is None or _number(value) or _number(-value, most=1),
                 ),
-                "aggregate": choice_option("none", "recursive"),
+                "aggregate": Option(
+                    None,
+                    "'none', 'recursive' or null for its own",
+                    lambda value: value in (None, "none", "recursive"),
+                ),
                 "spatial": Option(True, _FLAG, lambda value: isinstance(value, bool)),
                 "propagate": choice_option(*get_args(Propagated)),
-                "consistency_threshold": threshold_option(15),
+                "consistency_threshold": Option(
+                    None,
+                    "a number between -255 and 255, of grey levels or of the network's quality, or "
+                    "null for its own",
+                    lambda value: (
+                        value is None or _number(value, most=255) or _number(-value, most=255)
+                    ),
+                ),
                 "cut_threshold": Option(
                     None,
                     "a number between 0 and 255 grey levels or null",
