@@ -62,6 +62,8 @@ def incremental(
         resized to the layer's grid by the nearest neighbour. So the update mask U^(n) of Zhu et
         al. 2018 (3.2, Eq. 6 and 10) picks what layer n computes, and everything else stays what
         `map_caches` made of it: work is in proportion to the mask however deep the network is.
+        On grids coarser than the mask's own detail the nearest neighbour reads one position of
+        many, and what is small falls through; "cover" marks all positions in which any of it lies.
       settle: After how many frames without a change a block of 16 pixels, and those around it, is
         at rest (4, say): what truncation held back under it is computed once more, in all layers,
         without any; and everywhere once the whole frame is at rest. So no trace of what has left
