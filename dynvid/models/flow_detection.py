@@ -80,11 +80,13 @@ def small_flow_detector(*, rngs: nnx.Rngs) -> FlowDetector:
     >>> network = nnx.eval_shape(lambda: small_flow_detector(rngs=nnx.Rngs(0)))
     >>> frames = jax.ShapeDtypeStruct((1, 256, 256, 3), "uint8")
     >>> nnx.eval_shape(lambda n, f: n.features(f), network, frames).shape
-    (1, 16, 16, 64)
+    (1, 16, 16, 96)
     """
-    depth = 64
+    depth = 96
     return FlowDetector(
-        FeatureNetwork(depths=(4, 8, 3, 1), width=12, features=depth, dilation=2, rngs=rngs),
+        FeatureNetwork(
+            depths=(2, 2, 4, 1), width=16, features=depth, dilation=2, block="basic", rngs=rngs
+        ),
         FlowQualityNetwork(width=3 / 32, rngs=rngs),
         EmbeddingNetwork(depth=depth, hidden=32, embedding=64, rngs=rngs),
         RFCN(
@@ -92,7 +94,7 @@ def small_flow_detector(*, rngs: nnx.Rngs) -> FlowDetector:
             classes=len(CLASS_NAMES),
             grid=3,
             stride=STRIDE,
-            scales=(2.5, 3.75, 5.5),
+            scales=(3.0, 4.25, 6.0),
             ratios=(1.0,),
             max_candidates=128,
             max_proposals=32,

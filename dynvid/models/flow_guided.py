@@ -6,6 +6,7 @@ the code of the first two.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -114,10 +115,14 @@ class FeatureNetwork(nnx.Module):
       width: As of `ResNet`.
       features: Channels of the result.
       dilation: Of the last convolution.
-      deformable: Whether the 3x3 convolutions of conv5 are `DeformableConv` of 4 groups, as in
+      block: As of `ResNet`.
+      deformable: For bottlenecks, whether the 3x3 convolutions of conv5 are `DeformableConv` of 4 groups, as in
         Deformable R-FCN (Dai et al. 2017, section 3 and its code). The rest of that is its head's,
         deformable pooling, and not here.
       rngs: Where the random weights come from.
+
+    Raises:
+      ValueError: Basic blocks are to be deformable, or an option is none of `ResNet`'s.
 
     >>> network = nnx.eval_shape(lambda: FeatureNetwork(rngs=nnx.Rngs(0)))
     >>> sum(p.size for p in jax.tree.leaves(nnx.state(network, nnx.Param)))
@@ -134,12 +139,15 @@ class FeatureNetwork(nnx.Module):
         width: int = 64,
         features: int = 1024,
         dilation: int = 6,
+        block: Literal["bottleneck", "basic"] = "bottleneck",
         deformable: bool = False,
         rngs: nnx.Rngs,
     ):
         self.backbone = ResNet(
-            depths=depths, width=width, output_stride=16, stride_in="1x1", rngs=rngs
+            depths=depths, width=width, output_stride=16, block=block, stride_in="1x1", rngs=rngs
         )
+        if deformable and block != "bottleneck":
+            raise ValueError(f'deformable must be False for block "basic"; got {deformable}')
         if deformable:
             for block in self.backbone.groups[-1]:
                 block.convs[1].conv = DeformableConv(

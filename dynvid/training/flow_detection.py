@@ -283,6 +283,7 @@ def detection_loss(
     anchors: int = 256,
     hard: int = 128,
     border: float = 0.0,
+    jittered: int = 0,
 ) -> jax.Array:
     """The loss of both heads, L_RPN + L_RCNN, the second on the proposals of the first.
 
@@ -298,6 +299,8 @@ def detection_loss(
       anchors: How many of an image count in L_RPN.
       hard: How many regions of an image count in L_RCNN.
       border: As of `anchor_targets`.
+      jittered: How many regions beside each true box are among the proposals too, moved by up to a
+        fifth of its sides: for a start, when few proposals show an object.
 
     Returns:
       A scalar.
@@ -311,12 +314,16 @@ def detection_loss(
         ratios=detector.ratios,
     )
     labels, targets = anchor_targets(references, truth, size, border=border)
-    chosen = sample_anchors(key, labels, batch=anchors)
+    keys = jax.random.split(key)
+    chosen = sample_anchors(keys[0], labels, batch=anchors)
     proposed = proposal_loss(logits, deltas, labels, targets, chosen)
 
     found = detector.propose(jax.lax.stop_gradient(first), size)
-    boxes = jnp.concatenate([found.boxes, truth.boxes], 1)
-    valid = jnp.concatenate([found.valid, truth.present], 1)
+    sides = jnp.tile(truth.boxes[..., 2:] - truth.boxes[..., :2], 2)
+    shape = (jittered, *sides.shape)
+    moved = truth.boxes + sides * jax.random.uniform(keys[1], shape, minval=-0.2, maxval=0.2)
+    boxes = jnp.concatenate([found.boxes, truth.boxes, *moved], 1)
+    valid = jnp.concatenate([found.valid, *[truth.present] * (1 + jittered)], 1)
     wanted, shifts = region_targets(boxes, valid, truth)
     scores, places = detector.head(second, boxes)
     return proposed + region_loss(scores, places, wanted, shifts, hard=hard)

@@ -9,9 +9,11 @@ A training that was killed goes on where it was with `--checkpoints FOLDER`. See
 time it took and what it reached.
 """
 
+import concurrent.futures
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import time
 from typing import Any, Literal
@@ -35,12 +37,12 @@ from dynvid.models.flow_detection import (
     small_flow_detector,
 )
 from dynvid.models.flow_guided import centred_frames
+from dynvid.models.resnet import start_as_shortcuts
 from dynvid.ops.aggregate import recursive_aggregation
 from dynvid.ops.boxes import Detections
 from dynvid.ops.schedule import update_mask
 from dynvid.ops.warp import warp
 from dynvid.training.checkpoints import Checkpoints
-from dynvid.training.convolution import trainable_convolutions
 from dynvid.training.dvsnet import endpoint_loss
 from dynvid.training.flow_detection import (
     DetectionPairs,
@@ -62,11 +64,12 @@ WEIGHTS = pathlib.Path("runs/flow_detection/networks.npz")
 RESULTS = pathlib.Path(__file__).parent / "results.json"
 SIZE = (256, 256)
 CROP, CROPS = 80, 64  # pixels each way, and how many in a batch
+FRAMES = 8  # in a batch of single ones
 COARSE = 8  # pixels per position of the true motion that is kept
 # Of 128 and 256 in the papers, for 300 proposals of larger images.
 LOSSES: dict[str, Any] = {"anchors": 64, "hard": 24, "border": float("inf")}
 # At first all regions count: the hardest are those that blur has taken the pattern from.
-FRAME_LOSSES = LOSSES | {"hard": 40}
+FRAME_LOSSES = LOSSES | {"hard": 48, "jittered": 3}
 ORDERS = np.array(list(itertools.permutations(range(3))))
 
 
@@ -74,13 +77,13 @@ ORDERS = np.array(list(itertools.permutations(range(3))))
 class Config:
     """How to train."""
 
-    pairs: int = 1200  # of frames, each of a scene of its own; drawn first
-    held_out: int = 192  # more pairs, to judge by
-    flow_steps: int = 2500
-    classification_steps: int = 1000
-    detection_steps: int = 700
-    consistency_steps: int = 60
-    joint_steps: int = 150
+    pairs: int = 3600  # of frames, each of a scene of its own; drawn first
+    held_out: int = 256  # more pairs, to judge by
+    flow_steps: int = 7000
+    classification_steps: int = 300
+    detection_steps: int = 3000
+    consistency_steps: int = 150
+    joint_steps: int = 450
     penalty_weight: float = 2.0  # lambda
     penalty: Literal["mean", "sum"] = "mean"
     seed: int = 0
@@ -114,11 +117,28 @@ def draw(key: jax.Array, count: int, *, chunk: int = 16) -> dict[str, jax.Array]
             "gap": pairs.gap,
         }
 
-    parts = [
-        jax.tree.map(np.asarray, some(jax.random.fold_in(key, i)))
-        for i in track(range(-(-count // chunk)), "drawing", console=console, transient=True)
-    ]
+    chunks = range(-(-count // chunk))
+    # Drawing keeps one core busy: some chunks at a time, of no more memory than they need.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        drawn = pool.map(
+            lambda i: jax.tree.map(np.asarray, some(jax.random.fold_in(key, i))), chunks
+        )
+        parts = list(track(drawn, "drawing", len(chunks), console=console, transient=True))
     return jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)[:count]), *parts)
+
+
+def drawn(config: Config, name: str, key: jax.Array, count: int) -> dict[str, jax.Array]:
+    """What `draw` draws, from the folder of the checkpoints where it lies there."""
+    if config.checkpoints is None:
+        return draw(key, count)
+    path = config.checkpoints / f"{name}.npz"
+    if not path.exists():
+        arrays: Any = draw(key, count)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part_file(path) as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    with np.load(path) as arrays:
+        return {name: jnp.asarray(array) for name, array in arrays.items()}
 
 
 def batch_of(key: jax.Array, data: dict[str, jax.Array], count: int) -> dict[str, jax.Array]:
@@ -193,7 +213,7 @@ def train_stage(
 
 
 def flow_loss(flow: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.Array:
-    some = batch_of(key, data, 16)
+    some = batch_of(key, data, 8)
     pair = (centred_frames(some["frames"][:, i]) / 255 for i in (1, 0))
     return endpoint_loss(flow.flownet(*pair).predictions, some["motion"])
 
@@ -220,15 +240,12 @@ def crop_loss(networks: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.
 
 
 def frame_loss(networks: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.Array:
-    keys = jax.random.split(key)
-    some = batch_of(keys[0], data, 4)
-    frames, boxes, classes, present = (
-        some[name].reshape(-1, *some[name].shape[2:])
-        for name in ("frames", "boxes", "classes", "present")
-    )
-    features = networks["features"](frames)
-    truth = DetectionTruth(boxes, classes, present)
-    return detection_loss(networks["detector"], features, truth, SIZE, keys[1], **FRAME_LOSSES)
+    keys = jax.random.split(key, 3)
+    some = batch_of(keys[0], data, FRAMES)
+    which = jnp.arange(FRAMES), jax.random.randint(keys[1], (FRAMES,), 0, 2)
+    features = networks["features"](some["frames"][which])
+    truth = DetectionTruth(*(some[name][which] for name in ("boxes", "classes", "present")))
+    return detection_loss(networks["detector"], features, truth, SIZE, keys[2], **FRAME_LOSSES)
 
 
 def judge(network: FlowDetector, data: dict[str, jax.Array], *, chunk: int = 8) -> dict[str, Any]:
@@ -311,11 +328,14 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
         return result
 
     key = jax.random.key(config.seed)
-    data = timed("drawing", lambda: draw(jax.random.fold_in(key, 1), config.pairs))
-    held = timed("drawing held-out", lambda: draw(jax.random.fold_in(key, 2), config.held_out))
+    data = timed("drawing", lambda: drawn(config, "pairs", jax.random.fold_in(key, 1), config.pairs))
+    held = timed(
+        "drawing held-out",
+        lambda: drawn(config, "held_out", jax.random.fold_in(key, 2), config.held_out),
+    )
     network = small_flow_detector(rngs=nnx.Rngs(config.seed))
+    start_as_shortcuts(network.features)
     network.eval()
-    trainable_convolutions(network)
 
     def judge_now(name: str) -> None:
         judged[name] = timed(f"judging after {name}", lambda: judge(network, held))
@@ -331,7 +351,7 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
     )  # fmt: skip
     alone = nnx.Dict(
         features=network.features,
-        classifier=nnx.Linear(64, len(CLASS_NAMES), rngs=nnx.Rngs(config.seed)),
+        classifier=nnx.Linear(network.features.reduce.out_features, len(CLASS_NAMES), rngs=nnx.Rngs(config.seed)),
     )
     alone.train()
     timed(
