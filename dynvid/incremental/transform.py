@@ -97,9 +97,9 @@ def incremental(
     is within its truncation of its layer applied to the cached inputs, at every frame. Outside of
     `state.changes` an output is exactly what it was, on integer-valued networks; on others within
     rounding, as cells are computed whole. With `reference="previous"` and a threshold or a mask,
-    what changed unmarked may come along with its neighbours. With `reach="mask"` approximate
-    because what a change reaches beyond the mask is not computed; exact where all is marked, and
-    exactly the layer-by-layer blend of Eq. 6 elsewhere.
+    what changed unmarked may come along with its neighbours. With `reach="mask"` and `"cover"`
+    approximate because what a change reaches beyond the mask is not computed; exact where all is
+    marked, and exactly the layer-by-layer blend of Eq. 6 elsewhere.
 
     >>> blur = lambda kernel, x: jax.lax.conv_general_dilated(
     ...     x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -175,8 +175,8 @@ def cover_mask(mask: jax.Array, size: Sequence[int]) -> jax.Array:
       ValueError: As `resize_mask`.
 
     >>> mask = jnp.array([[True, False, False, False]])
-    >>> cover_mask(mask, (1, 2)).astype(int).tolist(), resize_mask(mask, (1, 2)).astype(int).tolist()
-    ([[1, 0]], [[0, 0]])
+    >>> cover_mask(mask, (1, 2)).tolist(), resize_mask(mask, (1, 2)).tolist()
+    ([[True, False]], [[False, False]])
     """
     finer = [max(old, new) for old, new in zip(mask.shape[-2:], size, strict=True)]
     mask = resize_mask(mask, finer)

@@ -57,13 +57,12 @@ class Record:
     Attributes:
       found: A list for every clip.
       work: Likewise, of figures by name.
-      milliseconds: A frame's, the mean over the clip: a key frame and another differ too much for
-        a median over frames to say anything.
+      milliseconds: Likewise, of every frame.
     """
 
     found: list[list[Any]] = dataclasses.field(default_factory=list)
     work: list[list[dict[str, float]]] = dataclasses.field(default_factory=list)
-    milliseconds: list[float] = dataclasses.field(default_factory=list)
+    milliseconds: list[list[float]] = dataclasses.field(default_factory=list)
 
     def mean(self, name: str) -> float:
         """A figure of the work, over all frames."""
@@ -100,7 +99,7 @@ def compete(
 
 def _over_one(
     contestants: Mapping[str, Contestant], clip: np.ndarray, decode: Callable[[Output], Any]
-) -> dict[str, tuple[list[Any], list[dict[str, float]], float]]:
+) -> dict[str, tuple[list[Any], list[dict[str, float]], list[float]]]:
     names = list(contestants)
     first = jnp.asarray(clip[:1])
     states = {name: c.start(first)[0] for name, c in contestants.items()}
@@ -122,7 +121,7 @@ def _over_one(
             if turn >= one.late:
                 found[name].append(jax.tree.map(np.asarray, decode(output)))
     return {
-        name: (found[name], work[name], 1e3 * statistics.fmean(seconds[name])) for name in names
+        name: (found[name], work[name], [1e3 * spent for spent in seconds[name]]) for name in names
     }
 
 
@@ -137,14 +136,30 @@ def figures(state: Any) -> dict[str, float]:
     return {"macs": float(work.mac_fraction), "changed": float(work.changed[0])} | details
 
 
-def speeds(records: Mapping[str, Record], base: str) -> dict[str, Figures]:
-    """Milliseconds a frame, and how many times as fast as `base`: medians over clips, quartiles."""
-    reference = np.array(records[base].milliseconds)
+def speeds(
+    records: Mapping[str, Record], base: str, *, span: int | None = None
+) -> dict[str, Figures]:
+    """Milliseconds a frame, and how many times as fast as `base`: medians and quartiles.
+
+    Of clips, or of every `span` frames of them: within each the mean, since a key frame and another
+    differ too much for a median over frames to say anything.
+    """
+
+    def means(record: Record) -> np.ndarray:
+        parts = [
+            clip[i : i + (span or len(clip))]
+            for clip in record.milliseconds
+            for i in range(0, len(clip), span or len(clip))
+        ]
+        return np.array([statistics.fmean(part) for part in parts])
+
+    reference = means(records[base])
     result = {}
     for name, record in records.items():
-        ratio = reference / np.array(record.milliseconds)
+        spent = means(record)
+        ratio = reference / spent
         result[name] = {
-            "milliseconds": round(float(np.median(record.milliseconds)), 3),
+            "milliseconds": round(float(np.median(spent)), 3),
             "speedup": round(float(np.median(ratio)), 3),
             "speedup_quartiles": [round(float(q), 3) for q in np.percentile(ratio, [25, 75])],
         }

@@ -1,4 +1,4 @@
-"""What flow-guided detection is tried on: networks trained here, and clips that none was trained on.
+"""What flow-guided detection is tried on: networks trained here, clips none of them has seen.
 
 Clips are arrays `(T, N, ...)`: time, and the clips beside one another as streams.
 """
@@ -23,7 +23,8 @@ from dynvid.models.flow_detection import (
     detection_networks,
     small_flow_detector,
 )
-from dynvid.systems.flow_detection import FlowDetectionParams, flow_detection
+from dynvid.ops.boxes import Detections
+from dynvid.systems.flow_detection import TABLE_1, FlowDetectionParams, flow_detection
 from dynvid.types import Params, VideoFunction
 from experiments.bench import console
 
@@ -31,7 +32,7 @@ SIZE = (256, 256)
 TEST = 20261129
 """The key of every clip here; pairs of training come from the keys of their seeds, 0 to 2."""
 
-CLIPS, FRAMES = 36, 36
+CLIPS, FRAMES = 16, 32
 PAN = 3.0
 """Pixels per frame of the panning camera."""
 
@@ -56,10 +57,10 @@ class Clips:
     present: np.ndarray
     motion: np.ndarray
 
-    def first(self, clips: int, frames: int | None = None) -> "Clips":
-        """The first of the clips, and of their frames."""
+    def first(self, clips: int) -> "Clips":
+        """The first of the clips."""
         arrays = (self.frames, self.boxes, self.classes, self.present, self.motion)
-        return Clips(self.name, *(x[:frames, :clips] for x in arrays))
+        return Clips(self.name, *(x[:, :clips] for x in arrays))
 
 
 def _clips(name: str, draw: Callable[[jax.Array], ObjectFrame], count: int) -> Clips:
@@ -88,7 +89,7 @@ def moving_objects(count: int = CLIPS, frames: int = FRAMES) -> Clips:
 
 
 @functools.cache
-def varied(count: int = 12, scene: int = 16) -> Clips:
+def varied(count: int = 8, scene: int = 16) -> Clips:
     """Still lives, fast scenes and ordinary ones by turns, with cuts between them."""
 
     def draw(key: jax.Array) -> ObjectFrame:
@@ -108,7 +109,7 @@ def varied(count: int = 12, scene: int = 16) -> Clips:
 
 
 @functools.cache
-def panning(count: int = 12, frames: int = FRAMES, *, pan: float = PAN) -> Clips:
+def panning(count: int = 8, frames: int = FRAMES, *, pan: float = PAN) -> Clips:
     """A camera that pans over scenes that hardly move: every pixel changes, motion explains it."""
 
     def draw(key: jax.Array) -> ObjectFrame:
@@ -126,53 +127,39 @@ def panning(count: int = 12, frames: int = FRAMES, *, pan: float = PAN) -> Clips
     return _clips("a panning camera", draw, count)
 
 
-def load_networks(path: pathlib.Path | None) -> FlowDetectionNetworks:
-    """The small networks with weights that `experiments.flow_detection.train` wrote.
+def load_params(path: pathlib.Path | None) -> FlowDetectionParams:
+    """The weights of a training.
 
     Args:
-      path: The file; None for random weights, which serve to try the code.
+      path: What `experiments.flow_detection.train` wrote; None for random weights, which serve to
+        try the code.
     """
+    params = networks().params
+    if path is not None:
+        with np.load(path) as arrays:
+            leaves = [jnp.asarray(arrays[name], leaf.dtype) for name, leaf in named_leaves(params)]
+        params = jax.tree.unflatten(jax.tree.structure(params), leaves)
+    features, flow, embedding, detection = params
+    return FlowDetectionParams(features, detection, flow, embedding)
+
+
+@functools.cache
+def networks() -> FlowDetectionNetworks:
+    """The small networks, with random weights."""
     module = small_flow_detector(rngs=nnx.Rngs(0))
     module.eval()
-    networks = detection_networks(module)
-    if path is None:
-        return networks
-    with np.load(path) as arrays:
-        leaves = [
-            jnp.asarray(arrays[name], leaf.dtype) for name, leaf in named_leaves(networks.params)
-        ]
-    structure = jax.tree.structure(networks.params)
-    return networks._replace(params=jax.tree.unflatten(structure, leaves))
+    return detection_networks(module)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Subject:
-    """Networks of one training, as systems.
+def detect(params: Params, features: jax.Array) -> Detections:
+    """N_det on frames of `SIZE`."""
+    return networks().detect(params, features, SIZE)
 
-    Attributes:
-      networks: The networks.
-      name: Of the training.
-    """
 
-    networks: FlowDetectionNetworks
-    name: str
-
-    @property
-    def params(self) -> FlowDetectionParams:
-        """As the systems take them."""
-        features, flow, embedding, detection = self.networks.params
-        return FlowDetectionParams(features, detection, flow, embedding)
-
-    def detect(self, params: Params, features: jax.Array) -> Any:
-        """N_det on frames of `SIZE`."""
-        return self.networks.detect(params, features, SIZE)
-
-    def video(self, **options: Any) -> VideoFunction:
-        """A row of Table 1, or anything else that `flow_detection` takes options for."""
-        return flow_detection(
-            self.networks.features,
-            self.detect,
-            flow=self.networks.flow,
-            embed=self.networks.embed,
-            **options,
-        )
+@functools.cache
+def system(row: str, **options: Any) -> VideoFunction:
+    """A row of Table 1, or what differs from it by an option; one object for the same ones."""
+    parts = networks()
+    return flow_detection(
+        parts.features, detect, flow=parts.flow, embed=parts.embed, **TABLE_1[row], **options
+    )

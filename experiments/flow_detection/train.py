@@ -328,7 +328,9 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
         return result
 
     key = jax.random.key(config.seed)
-    data = timed("drawing", lambda: drawn(config, "pairs", jax.random.fold_in(key, 1), config.pairs))
+    data = timed(
+        "drawing", lambda: drawn(config, "pairs", jax.random.fold_in(key, 1), config.pairs)
+    )
     held = timed(
         "drawing held-out",
         lambda: drawn(config, "held_out", jax.random.fold_in(key, 2), config.held_out),
@@ -351,7 +353,9 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
     )  # fmt: skip
     alone = nnx.Dict(
         features=network.features,
-        classifier=nnx.Linear(network.features.reduce.out_features, len(CLASS_NAMES), rngs=nnx.Rngs(config.seed)),
+        classifier=nnx.Linear(
+            network.features.reduce.out_features, len(CLASS_NAMES), rngs=nnx.Rngs(config.seed)
+        ),
     )
     alone.train()
     timed(

@@ -82,6 +82,7 @@ def flow_detection(
     propagate: Propagated = "key",
     consistency: Consistency = "quality",
     consistency_threshold: ArrayLike | None = None,
+    consistency_block: int = 1,
     cut_threshold: float | None = None,
     border: Border = "zeros",
     reach: Reach = "mask",
@@ -140,12 +141,17 @@ def flow_detection(
         flow says costs nothing, and nothing has to be learned for it.
       consistency_threshold: A number, or one a stream; `CONSISTENCY_THRESHOLDS[consistency]` where
         None. Kept in the state likewise.
+      consistency_block: For the residual, the side of the blocks of pixels over which frames are
+        averaged before they are compared, which divides the sides of padded frames: what is finer
+        than the features matters less to them, and it is so much less work.
       cut_threshold: Where the mean grey level of the difference to the key frame exceeds it, the
         frame becomes a key frame whatever the rule says, in the unit of the frames: a net below
         "every" for scene cuts. Not in the paper; off where None.
       border: What is read outside of maps that are warped.
-      reach: As of `dynvid.incremental`: "mask" is the paper's U^(n); "geometry" also updates what
-        reads an updated position, layer by layer, to the price of that.
+      reach: As of `dynvid.incremental`: "mask" is the paper's U^(n), for networks whose maps are
+        all as fine as the features or finer; "cover" is that for others, too, where the nearest
+        neighbour would lose what is small; "geometry" also updates what reads an updated position,
+        layer by layer, to the price of that.
       multiple: What the sides of frames are rounded up to, by repeating their last row and column,
         for networks that ask for it. Positions in pixels stay what they are.
 
@@ -208,6 +214,8 @@ def flow_detection(
         raise ValueError(f"cut_threshold must be at least 0 or None; got {cut_threshold}")
     if multiple < 1:
         raise ValueError(f"multiple must be at least 1; got {multiple}")
+    if consistency_block < 1:
+        raise ValueError(f"consistency_block must be at least 1; got {consistency_block}")
     spatial = spatial and key != "all"
     system = _System(
         features=features,
@@ -219,6 +227,7 @@ def flow_detection(
         window=window,
         propagate=propagate,
         consistency=consistency,
+        consistency_block=consistency_block,
         cut_threshold=cut_threshold,
         border=border,
         inner=along_motion(features, border=border, reach=reach) if spatial else None,
@@ -303,6 +312,7 @@ class _System(NamedTuple):
     window: tuple[int, int]
     propagate: Propagated
     consistency: Consistency
+    consistency_block: int
     cut_threshold: float | None
     border: Border
     inner: AlongMotion | None
@@ -488,7 +498,9 @@ class _System(NamedTuple):
         """
         assert found is not None
         if self.consistency == "residual":
-            residual = unexplained_difference(images, state.key_images, found.motion.flow, grid)
+            residual = unexplained_difference(
+                images, state.key_images, found.motion.flow, grid, block=self.consistency_block
+            )
             return _Judged(-residual, -state.consistency_threshold)
         shape = getattr(found.quality, "shape", None)
         if shape is None or len(shape) != 3:
