@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from dynvid.errors import one_line
 from dynvid.incremental import explain, incremental
 from dynvid.models.driving import MULTIPLE, load_driving_networks
+from dynvid.ops.difference import trusted_flow
 from dynvid.ops.early_exit import Measure
 from dynvid.ops.labels import LabelMap
 from dynvid.ops.letterbox import Letterbox
@@ -202,6 +203,7 @@ def _finite_or_none(value: Any) -> bool:
 
 
 _OVERLAP = 16  # pixels; the paper's 64 are for frames of 2048 x 1024
+_TRUST = 3.0  # grey levels by which a motion must explain a place better than none does
 _REFERENCE = ("last_used", "previous")
 _FRAMES_OR_NONE = Option(
     None,
@@ -368,22 +370,28 @@ def _flow_detection(
 ) -> VideoFunction:
     """Flow-guided detection with any detector, cut in two, and nothing trained for it.
 
-    The motion is that of the shipped flow network, or none at all; what it leaves unexplained says
-    what is updated and when there is a key frame; features are compared as they are.
+    The motion is that of the shipped flow network where it explains more than none does, or none at
+    all; what it leaves unexplained says what is updated and when there is a key frame; features are
+    compared as they are.
     """
     frame_size = (frames[0].shape[1], frames[0].shape[2])
     geometry = network.geometry(frame_size)
     multiple = math.lcm(MULTIPLE, network.multiple)
     image = jax.eval_shape(network.resize, frames[0][:1])
-    size = (-(-side // multiple) * multiple for side in image.shape[1:3])
+    size = [-(-side // multiple) * multiple for side in image.shape[1:3]]
     image = jax.ShapeDtypeStruct((1, *size, 3), image.dtype)
     parts = split_detector(network.on_images, network.params, image, at=at)
+    shapes = jax.tree.leaves(jax.eval_shape(parts.features, network.params, image))
+    finest = max(shapes, key=lambda x: x.shape[1] * x.shape[2]).shape
+    # Pixels that are compared, four at most a side: no larger than a position of the features.
+    block = next(n for n in (4, 2, 1) if n * finest[1] <= size[0] and n * finest[2] <= size[1])
     driving = load_driving_networks()
 
     def flow(params: Params, current: jax.Array, key: jax.Array) -> Motion:
         if motion == "none":
             return Motion(jnp.zeros((len(current), 1, 1, 2)))
-        return Motion(driving.flow(params, _unit(current), _unit(key)).flow)
+        found = driving.flow(params, _unit(current), _unit(key)).flow
+        return Motion(trusted_flow(current, key, found, margin=_TRUST, block=block))
 
     video = flow_detection(
         parts.features,
@@ -391,6 +399,7 @@ def _flow_detection(
         flow=flow,
         embed=lambda params, features: features,
         consistency="residual",
+        consistency_block=block,
         multiple=multiple,
         **options,
     )
@@ -659,7 +668,7 @@ SYSTEMS: dict[str, System] = {
                     "a number between 0 and 255 grey levels or null",
                     lambda value: value is None or _number(value, most=255),
                 ),
-                "reach": choice_option("mask", "geometry"),
+                "reach": choice_option("cover", "mask", "geometry"),
             },
         ),
         System(
