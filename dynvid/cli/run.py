@@ -187,10 +187,12 @@ def run(
             f"--compare-dense is for systems with a result a frame; got --system {chosen.name}, "
             "whose report compares with full inference anyway"
         )
-    video = open_source(source, max_frames=max_frames, task=asked)
+    flow_guided = chosen.flow_guided and model is None
+    video = open_source(source, max_frames=max_frames, task=asked, flow_guided=flow_guided)
     loaded = load_model(
-        model, frame_size=video.size, task=asked, head=head, pixels=pixels, class_names=names
-    )
+        model, frame_size=video.size, task=asked, head=head, pixels=pixels, class_names=names,
+        flow_guided=flow_guided,
+    )  # fmt: skip
     if file is not None:
         file.check_model(loaded)
     if isinstance(loaded.task, Segmentation):

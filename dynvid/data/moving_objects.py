@@ -138,7 +138,7 @@ def object_scene(
     *,
     size: tuple[int, int] = (256, 256),
     objects: int = 4,
-    speed: float | jax.Array = 6.0,
+    speed: float | jax.Array = 4.5,
     camera_speed: float | jax.Array = 1.5,
     mishaps: float | jax.Array = 0.6,
     noise: float | jax.Array = 4.0,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from dynvid.errors import one_line
 from dynvid.incremental import explain, incremental
 from dynvid.models.driving import MULTIPLE, load_driving_networks
+from dynvid.models.flow_detection import FlowDetectionNetworks
 from dynvid.ops.difference import trusted_flow
 from dynvid.ops.early_exit import Measure
 from dynvid.ops.labels import LabelMap
@@ -30,7 +31,7 @@ from dynvid.systems.flow_detection import (
     flow_detection,
     split_detector,
 )
-from dynvid.systems.flow_detection.system import KeyRule, Propagated
+from dynvid.systems.flow_detection.system import Aggregation, KeyRule, Propagated
 from dynvid.systems.ifmdc import Settings, calibrated_settings, ifmdc_network
 from dynvid.types import Frames, Output, Params, VideoFunction
 
@@ -111,6 +112,7 @@ class System:
       clip: `clip(options)`, of systems that take a video as one clip: the frames, evenly spread
         over it, in the order in which they are to come; None where they come as they are.
       frame_by_frame: Whether its outputs can be compared with those of the network on each frame.
+      flow_guided: Whether it is for the shipped flow-guided detector where no network is given.
     """
 
     name: str
@@ -123,6 +125,7 @@ class System:
     score_unit: Callable[[Mapping[str, Any]], str] = lambda options: ""
     clip: Callable[[Mapping[str, Any]], tuple[int, ...] | None] = lambda options: None
     frame_by_frame: bool = True
+    flow_guided: bool = False
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options: those that are given, and the defaults of the others.
@@ -366,22 +369,28 @@ def _flow_detection(
     *,
     at: str | Sequence[str] | None,
     motion: str,
+    aggregate: Aggregation | None,
     **options: Any,
 ) -> VideoFunction:
     """Flow-guided detection with any detector, cut in two, and nothing trained for it.
 
     The motion is that of the shipped flow network where it explains more than none does, or none at
     all; what it leaves unexplained says what is updated and when there is a key frame; features are
-    compared as they are.
+    compared as they are. The shipped flow-guided detector has networks of its own for all that.
     """
+    parts: FlowDetectionNetworks | None = getattr(network, "flow_guided", None)
+    if parts is not None and at is None and motion == "network":
+        return _as_trained(
+            network, frames, parts, aggregate="recursive" if aggregate is None else aggregate,
+            **options,
+        )  # fmt: skip
     frame_size = (frames[0].shape[1], frames[0].shape[2])
-    geometry = network.geometry(frame_size)
     multiple = math.lcm(MULTIPLE, network.multiple)
     image = jax.eval_shape(network.resize, frames[0][:1])
     size = [-(-side // multiple) * multiple for side in image.shape[1:3]]
     image = jax.ShapeDtypeStruct((1, *size, 3), image.dtype)
-    parts = split_detector(network.on_images, network.params, image, at=at)
-    shapes = jax.tree.leaves(jax.eval_shape(parts.features, network.params, image))
+    cut = split_detector(network.on_images, network.params, image, at=at)
+    shapes = jax.tree.leaves(jax.eval_shape(cut.features, network.params, image))
     finest = max(shapes, key=lambda x: x.shape[1] * x.shape[2]).shape
     # Pixels that are compared, four at most a side: no larger than a position of the features.
     block = next(n for n in (4, 2, 1) if n * finest[1] <= size[0] and n * finest[2] <= size[1])
@@ -394,18 +403,49 @@ def _flow_detection(
         return Motion(trusted_flow(current, key, found, margin=_TRUST, block=block))
 
     video = flow_detection(
-        parts.features,
-        parts.detect,
+        cut.features,
+        cut.detect,
         flow=flow,
         embed=lambda params, features: features,
         consistency="residual",
         consistency_block=block,
+        aggregate="none" if aggregate is None else aggregate,
         multiple=multiple,
         **options,
     )
+    return _of_camera(
+        network, frame_size, video, lambda p: FlowDetectionParams(p, p, driving.params[1])
+    )
 
-    def together(params: Params) -> FlowDetectionParams:
-        return FlowDetectionParams(params, params, driving.params[1])
+
+def _as_trained(
+    network: Network, frames: Sequence[Frames], parts: FlowDetectionNetworks, **options: Any
+) -> VideoFunction:
+    """Flow-guided detection with all four networks, trained together."""
+    frame_size = (frames[0].shape[1], frames[0].shape[2])
+    image = jax.eval_shape(network.resize, frames[0][:1])
+    size = tuple(-(-side // network.multiple) * network.multiple for side in image.shape[1:3])
+    video = flow_detection(
+        lambda params, images: parts.features(params, _unit(images)),
+        lambda params, features: parts.detect(params, features, size),
+        flow=lambda params, *pair: parts.flow(params, *map(_unit, pair)),
+        embed=parts.embed,
+        multiple=network.multiple,
+        **options,
+    )
+    return _of_camera(
+        network, frame_size, video, lambda p: FlowDetectionParams(p[0], p[3], p[1], p[2])
+    )
+
+
+def _of_camera(
+    network: Network,
+    frame_size: tuple[int, int],
+    video: VideoFunction,
+    together: Callable[[Params], FlowDetectionParams],
+) -> VideoFunction:
+    """A flow-guided detector of a network's images as one of a camera's frames."""
+    geometry = network.geometry(frame_size)
 
     @jax.jit
     def init(params: Params, frames: Frames) -> tuple[FlowDetectionState, Output]:
@@ -632,6 +672,7 @@ SYSTEMS: dict[str, System] = {
         ),
         System(
             name="flow-detection",
+            flow_guided=True,
             summary="carry features along the motion, and renew them where it explains too little",
             build=_flow_detection,
             tasks=frozenset({"detection"}),
@@ -659,10 +700,21 @@ SYSTEMS: dict[str, System] = {
                     "null for its own",
                     lambda value: value is None or _number(value) or _number(-value, most=1),
                 ),
-                "aggregate": choice_option("none", "recursive"),
+                "aggregate": Option(
+                    None,
+                    "'none', 'recursive' or null for its own",
+                    lambda value: value in (None, "none", "recursive"),
+                ),
                 "spatial": Option(True, _FLAG, lambda value: isinstance(value, bool)),
                 "propagate": choice_option(*get_args(Propagated)),
-                "consistency_threshold": threshold_option(15),
+                "consistency_threshold": Option(
+                    None,
+                    "a number between -255 and 255, of grey levels or of the network's quality, or "
+                    "null for its own",
+                    lambda value: (
+                        value is None or _number(value, most=255) or _number(-value, most=255)
+                    ),
+                ),
                 "cut_threshold": Option(
                     None,
                     "a number between 0 and 255 grey levels or null",

@@ -15,7 +15,11 @@ import numpy as np
 from flax import nnx
 
 from dynvid.models.flow_detection import FlowDetector
-from dynvid.models.flow_guided import FeatureNetwork, FlowQualityNetwork
+from dynvid.models.flow_guided import (
+    CorrelationFlowNetwork,
+    FeatureNetwork,
+    FlowQualityNetwork,
+)
 from dynvid.models.rfcn import ANCHOR_DEVIATIONS, RFCN, anchor_boxes, encode_boxes
 from dynvid.ops.aggregate import partial_update, recursive_aggregation
 from dynvid.ops.boxes import intersection_over_union
@@ -449,7 +453,7 @@ def pair_loss(
 
 def consistency_loss(
     features: FeatureNetwork,
-    flow: FlowQualityNetwork,
+    flow: FlowQualityNetwork | CorrelationFlowNetwork,
     current: Frames,
     key: Frames,
     *,

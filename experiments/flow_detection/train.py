@@ -1,4 +1,4 @@
-"""Trains the small networks of flow-guided detection on synthetic videos.
+"""Trains the networks that `dynvid run --system flow-detection` runs, on synthetic videos.
 
     uv run --extra train python -m experiments.flow_detection.train
 
@@ -32,18 +32,17 @@ from dynvid.metrics.imagenet_vid import vid_average_precision
 from dynvid.models.driving import named_leaves
 from dynvid.models.flow_detection import (
     CLASS_NAMES,
+    STRIDE,
     FlowDetector,
     detection_networks,
     small_flow_detector,
 )
-from dynvid.models.flow_guided import centred_frames
 from dynvid.models.resnet import start_as_shortcuts
 from dynvid.ops.aggregate import recursive_aggregation
 from dynvid.ops.boxes import Detections
 from dynvid.ops.schedule import update_mask
 from dynvid.ops.warp import warp
 from dynvid.training.checkpoints import Checkpoints
-from dynvid.training.dvsnet import endpoint_loss
 from dynvid.training.flow_detection import (
     DetectionPairs,
     DetectionTruth,
@@ -60,11 +59,11 @@ from dynvid.training.loop import fit
 from experiments.bench import console
 from experiments.bench.results import machine, read_json, write_json
 
-WEIGHTS = pathlib.Path("runs/flow_detection/networks.npz")
+WEIGHTS = pathlib.Path(__file__).parents[2] / "dynvid/models/data/flow_detection.npz"
 RESULTS = pathlib.Path(__file__).parent / "results.json"
 SIZE = (256, 256)
 CROP, CROPS = 80, 64  # pixels each way, and how many in a batch
-FRAMES = 8  # in a batch of single ones
+FRAMES, PAIRS = 8, 16  # in a batch of single frames, and of pairs for the flow network
 COARSE = 8  # pixels per position of the true motion that is kept
 # Of 128 and 256 in the papers, for 300 proposals of larger images.
 LOSSES: dict[str, Any] = {"anchors": 64, "hard": 24, "border": float("inf")}
@@ -79,7 +78,7 @@ class Config:
 
     pairs: int = 3600  # of frames, each of a scene of its own; drawn first
     held_out: int = 256  # more pairs, to judge by
-    flow_steps: int = 7000
+    flow_steps: int = 2400
     classification_steps: int = 300
     detection_steps: int = 3000
     consistency_steps: int = 150
@@ -212,10 +211,19 @@ def train_stage(
     put_back(module, state)
 
 
+def on_features(motion: jax.Array) -> jax.Array:
+    """The mean motion at each position of the features, in positions."""
+    pairs, height, width = motion.shape[:3]
+    fold = STRIDE // COARSE
+    blocks = motion.reshape(pairs, height // fold, fold, width // fold, fold, 2)
+    return jnp.mean(blocks, (2, 4), dtype=jnp.float32) / STRIDE
+
+
 def flow_loss(flow: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.Array:
-    some = batch_of(key, data, 8)
-    pair = (centred_frames(some["frames"][:, i]) / 255 for i in (1, 0))
-    return endpoint_loss(flow.flownet(*pair).predictions, some["motion"])
+    some = batch_of(key, data, PAIRS)
+    motion, _ = flow(some["frames"][:, 1], some["frames"][:, 0])
+    missed = motion.flow - on_features(some["motion"])
+    return jnp.mean(jnp.sqrt(jnp.sum(missed**2, -1) + 1e-6))
 
 
 def crop_loss(networks: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.Array:
@@ -292,11 +300,9 @@ def judge(network: FlowDetector, data: dict[str, jax.Array], *, chunk: int = 8) 
         )  # fmt: skip
         return round(100 * float(jnp.nanmean(value)), 2)
 
-    truth = np.asarray(data["motion"], np.float32)
-    truth = truth.reshape(len(truth), truth.shape[1] // 2, 2, truth.shape[2] // 2, 2, 2)
-    truth = truth.mean((2, 4))
-    error = np.linalg.norm(16 * flow - truth, axis=-1).mean((1, 2))
-    still = np.linalg.norm(truth, axis=-1).mean((1, 2))
+    truth = STRIDE * np.asarray(on_features(data["motion"]))
+    error = np.linalg.norm(STRIDE * flow - truth, axis=-1)
+    still = np.linalg.norm(truth, axis=-1)
     groups = {
         "all": gap >= 0,
         "gap 0": gap == 0,
@@ -309,6 +315,11 @@ def judge(network: FlowDetector, data: dict[str, jax.Array], *, chunk: int = 8) 
             "map": {kind: precision(detections, those) for kind, detections in found.items()},
             "mean_motion_pixels": round(float(still[those].mean()), 2),
             "endpoint_error_pixels": round(float(error[those].mean()), 2),
+            "endpoint_error_by_motion": {
+                f"{low} to {high} pixels": round(float(error[those][moved].mean()), 2)
+                for low, high in itertools.pairwise((0, 4, 12, 24, 99))
+                if (moved := (still[those] >= low) & (still[those] < high)).any()
+            },
             "mean_update": round(float(update[those].mean()), 3),
         }
         for name, those in groups.items()
