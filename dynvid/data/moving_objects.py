@@ -140,7 +140,7 @@ def object_scene(
     objects: int = 4,
     speed: float | jax.Array = 4.5,
     camera_speed: float | jax.Array = 1.5,
-    mishaps: float | jax.Array = 0.6,
+    mishaps: float | jax.Array = 0.8,
     noise: float | jax.Array = 4.0,
 ) -> ObjectScene:
     """Draws a scene: textured objects among plain things, behind passing bars, over clutter.

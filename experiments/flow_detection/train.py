@@ -80,7 +80,7 @@ class Config:
     held_out: int = 256  # more pairs, to judge by
     flow_steps: int = 2400
     classification_steps: int = 300
-    detection_steps: int = 3000
+    detection_steps: int = 1800
     consistency_steps: int = 150
     joint_steps: int = 450
     penalty_weight: float = 2.0  # lambda
@@ -359,7 +359,7 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
         "flow",
         lambda: train_stage(
             config, "flow", network.flow, {None: flow_loss}, data,
-            steps=config.flow_steps, rate=2e-3,
+            steps=config.flow_steps, rate=3e-3,
         ),
     )  # fmt: skip
     alone = nnx.Dict(
@@ -373,7 +373,7 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
         "classification",
         lambda: train_stage(
             config, "classification", alone, {None: crop_loss}, data,
-            steps=config.classification_steps, rate=2e-3,
+            steps=config.classification_steps, rate=3e-3,
         ),
     )  # fmt: skip
     single = nnx.Dict(features=network.features, detector=network.detector)
@@ -382,7 +382,7 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
         "detection",
         lambda: train_stage(
             config, "detection", single, {None: frame_loss}, data,
-            steps=config.detection_steps, rate=2e-3,
+            steps=config.detection_steps, rate=3e-3,
         ),
     )  # fmt: skip
     network.eval()
@@ -430,10 +430,14 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
 
 
 def save(network: FlowDetector, path: pathlib.Path) -> None:
-    """Writes the weights as float16, under a temporary name first."""
+    """Writes the weights, kernels as float16, under a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     params = detection_networks(network).params
-    arrays = {name: np.asarray(leaf, np.float16) for name, leaf in named_leaves(params)}
+    # Variances of batch normalisation may be beyond float16.
+    arrays = {
+        name: np.asarray(leaf, np.float16 if leaf.ndim > 1 else np.float32)
+        for name, leaf in named_leaves(params)
+    }
     with part_file(path) as part, part.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 

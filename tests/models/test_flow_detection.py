@@ -66,7 +66,7 @@ def test_the_weights_come_with_the_package():
 
 
 def test_objects_are_found_and_their_features_follow_them():
-    """On pairs of scenes of their own: weights, normalisation, classes and motion fit each other."""
+    """On scenes of their own: weights, normalisation, classes and motion fit each other."""
     networks = load_flow_detection_networks()
     features, flow, _, detect = networks.params
 
