@@ -206,7 +206,10 @@ def _finite_or_none(value: Any) -> bool:
 
 
 _OVERLAP = 16  # pixels; the paper's 64 are for frames of 2048 x 1024
-_TRUST = 3.0  # grey levels by which a motion must explain a place better than none does
+# As measured on PETS and TUD-Stadtmitte with YOLOv5n, experiments/flow_detection: grey levels that
+# a motion may leave unexplained, positions around those that are updated too, and grey levels by
+# which a motion must explain a place better than none does.
+_UNEXPLAINED, _AROUND, _TRUST = 8.0, 1, 3.0
 _REFERENCE = ("last_used", "previous")
 _FRAMES_OR_NONE = Option(
     None,
@@ -370,6 +373,8 @@ def _flow_detection(
     at: str | Sequence[str] | None,
     motion: str,
     aggregate: Aggregation | None,
+    consistency_threshold: float | None,
+    margin: int | None,
     **options: Any,
 ) -> VideoFunction:
     """Flow-guided detection with any detector, cut in two, and nothing trained for it.
@@ -382,6 +387,7 @@ def _flow_detection(
     if parts is not None and at is None and motion == "network":
         return _as_trained(
             network, frames, parts, aggregate="recursive" if aggregate is None else aggregate,
+            consistency_threshold=consistency_threshold, margin=0 if margin is None else margin,
             **options,
         )  # fmt: skip
     frame_size = (frames[0].shape[1], frames[0].shape[2])
@@ -409,6 +415,10 @@ def _flow_detection(
         embed=lambda params, features: features,
         consistency="residual",
         consistency_block=block,
+        consistency_threshold=_UNEXPLAINED
+        if consistency_threshold is None
+        else consistency_threshold,
+        margin=_AROUND if margin is None else margin,
         aggregate="none" if aggregate is None else aggregate,
         multiple=multiple,
         **options,
@@ -719,6 +729,11 @@ SYSTEMS: dict[str, System] = {
                     None,
                     "a number between 0 and 255 grey levels or null",
                     lambda value: value is None or _number(value, most=255),
+                ),
+                "margin": Option(
+                    None,
+                    "a number of positions of at least 0 or null for its own",
+                    lambda value: value is None or value == 0 or _positive(value),
                 ),
                 "reach": choice_option("cover", "mask", "geometry"),
             },

@@ -208,6 +208,26 @@ def area(params: FlowDetectionParams, options: Options) -> Any:
     return pictures.draw_areas(Contestant(system("c3"), params), clips, FOLDER / "figure2.png")
 
 
+def penalty(params: FlowDetectionParams, options: Options) -> Any:
+    """Lambda (Figure 5): the joint stage of seed 0 trained with others, whatever there are.
+
+    Each from a copy of the checkpoints of seed 0 without those of the joint stage:
+    `train --checkpoints COPY --penalty-weight 0.5 --output runs/flow_detection/penalty_0.5.npz`.
+    """
+    clips = _some(moving_objects(), options)
+    trainings = {2.0: params} | {
+        float(path.stem.removeprefix("penalty_")): load_params(path)
+        for path in sorted(WEIGHTS.parent.glob("penalty_*.npz"))
+    }
+    contestants = {"per-frame": Contestant(system("per-frame"), params)}
+    for row, setting in (("c2", 10.0), ("c3", 0.2)):
+        contestants |= {
+            f"{row}, lambda = {weight:g}": Contestant(system(row), found, {"threshold": setting})
+            for weight, found in sorted(trainings.items())
+        }
+    return judged(compete(contestants, clips.frames), clips, base="per-frame")
+
+
 def motion(params: FlowDetectionParams, options: Options) -> Any:
     """What motions leave unexplained on real frames."""
     del params, options
@@ -221,7 +241,7 @@ def agreement(params: FlowDetectionParams, options: Options) -> Any:
 
 
 SEEDED: dict[str, Case] = {case.__name__: case for case in (methods, oracle, adaptive, pan)}
-OF_ONE: dict[str, Case] = {"area": area}
+OF_ONE: dict[str, Case] = {case.__name__: case for case in (area, penalty)}
 UNTRAINED: dict[str, Case] = {case.__name__: case for case in (motion, agreement)}
 
 

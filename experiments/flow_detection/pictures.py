@@ -41,6 +41,9 @@ def main(folder: pathlib.Path) -> None:
         save_figure(speed_accuracy(found), folder / "figure3.png")
         save_figure(recursion(found), folder / "figure4.png")
         save_figure(periods(found), folder / "figure6.png")
+    if "penalty" in results:
+        found = averaged(results["penalty"]["seeds"])
+        save_figure(penalties(found), folder / "figure5.png")
     if "oracle" in results:
         save_figure(schedules(averaged(results["oracle"]["seeds"])), folder / "figure7.png")
     if "adaptive" in results:
@@ -122,6 +125,15 @@ def recursion(found: Figures) -> Figure:
     axis = figure.subplots()
     _against(axis, lines(found, ("DFF", "c1 without recursion", "c1")), "speedup")
     axis.set(xlabel="times as fast as per-frame (l written beside)")
+    return figure
+
+
+def penalties(found: Figures) -> Figure:
+    """Lambda: how much is updated, and what it brings."""
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    _against(axis, lines(found, ("per-frame", "c2", "c3")), "speedup")
+    axis.set(xlabel="times as fast as per-frame (lambda written beside)")
     return figure
 
 

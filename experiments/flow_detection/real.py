@@ -165,6 +165,10 @@ def _video(motion: str, *, trust: bool = True, **options: Any) -> tuple[VideoFun
 def contestants() -> dict[str, Contestant]:
     """Per-frame detection, DFF, adaptive keys and partial updates."""
     residual: dict[str, Any] = {"consistency": "residual", "consistency_block": BLOCK}
+    partial = residual | {
+        "key": "feature_consistency", "spatial": True, "reach": "cover", "margin": 1,
+    }  # fmt: skip
+    settings = [{"threshold": g, "consistency_threshold": t} for g, t in ((0.2, 8.0), (0.2, 15.0))]
     kinds: dict[str, tuple[dict[str, Any], list[dict[str, float]]]] = {
         "per-frame": ({"motion": "none", "key": "all"}, [{}]),
         "DFF, SPyNet": (
@@ -176,12 +180,12 @@ def contestants() -> dict[str, Contestant]:
             [{"threshold": 0.02}, {"threshold": 0.1}],
         ),
         "partial update, SPyNet": (
-            {"motion": "SPyNet", "spatial": True, "reach": "cover", **residual},
-            [{"threshold": g, "consistency_threshold": t} for g, t in ((0.2, 8.0), (0.2, 15.0))],
+            {"motion": "SPyNet", **partial},
+            settings,
         ),
         "partial update, no motion": (
-            {"motion": "none", "spatial": True, "reach": "cover", **residual},
-            [{"threshold": g, "consistency_threshold": t} for g, t in ((0.2, 8.0), (0.2, 15.0))],
+            {"motion": "none", **partial},
+            settings,
         ),
     }
     found = {}

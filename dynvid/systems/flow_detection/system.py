@@ -17,7 +17,7 @@ from dynvid.ops import schedule
 from dynvid.ops.aggregate import dense_aggregation, recursive_aggregation
 from dynvid.ops.difference import unexplained_difference
 from dynvid.ops.loops import for_each
-from dynvid.ops.masks import resize_mask
+from dynvid.ops.masks import resize_mask, stencil
 from dynvid.ops.refresh import refreshed
 from dynvid.ops.warp import Border, Motion, resize_flow, resize_motion, warp_by
 from dynvid.systems.flow_detection.state import (
@@ -83,6 +83,7 @@ def flow_detection(
     consistency: Consistency = "quality",
     consistency_threshold: ArrayLike | None = None,
     consistency_block: int = 1,
+    margin: int = 0,
     cut_threshold: float | None = None,
     border: Border = "zeros",
     reach: Reach = "mask",
@@ -144,6 +145,9 @@ def flow_detection(
       consistency_block: For the residual, the side of the blocks of pixels over which frames are
         averaged before they are compared, which divides the sides of padded frames: what is finer
         than the features matters less to them, and it is so much less work.
+      margin: How many positions around each one that consistency marks are updated with it: what
+        reads the new values reads beyond them. The key rule does not count these. Not in the paper,
+        where the flow network learns how much to mark.
       cut_threshold: Where the mean grey level of the difference to the key frame exceeds it, the
         frame becomes a key frame whatever the rule says, in the unit of the frames: a net below
         "every" for scene cuts. Not in the paper; off where None.
@@ -216,6 +220,8 @@ def flow_detection(
         raise ValueError(f"multiple must be at least 1; got {multiple}")
     if consistency_block < 1:
         raise ValueError(f"consistency_block must be at least 1; got {consistency_block}")
+    if margin < 0:
+        raise ValueError(f"margin must be at least 0; got {margin}")
     spatial = spatial and key != "all"
     system = _System(
         features=features,
@@ -228,6 +234,7 @@ def flow_detection(
         propagate=propagate,
         consistency=consistency,
         consistency_block=consistency_block,
+        margin=margin,
         cut_threshold=cut_threshold,
         border=border,
         inner=along_motion(features, border=border, reach=reach) if spatial else None,
@@ -313,6 +320,7 @@ class _System(NamedTuple):
     propagate: Propagated
     consistency: Consistency
     consistency_block: int
+    margin: int
     cut_threshold: float | None
     border: Border
     inner: AlongMotion | None
@@ -402,6 +410,9 @@ class _System(NamedTuple):
             if judged is None:
                 judged = self._judged(found, images, state, grid)
             update = schedule.update_mask(judged.quality, judged.least[:, None, None]) != 0
+            if self.margin and mask is None:
+                side, pad = 2 * self.margin + 1, (self.margin, self.margin)
+                update = stencil(update, window=(side, side), padding=(pad, pad))
         update &= ~key[:, None, None]
 
         features, scratch, feature_macs = self._carried(params, state, images, key, update, found)
