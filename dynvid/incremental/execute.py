@@ -30,7 +30,7 @@ from dynvid.ops import cells, masks
 from dynvid.ops.refresh import BLOCK, moved_beyond, refreshed
 from dynvid.types import Work
 
-Reach = Literal["geometry", "mask"]
+Reach = Literal["geometry", "mask", "cover"]
 """What a changed pixel marks: all that it reaches through the layers, or what lies under it."""
 
 
@@ -162,10 +162,11 @@ class Runner:
             return self.change[value]
         op = self.plan.ops.get(value.node) if value.node is not None else None
         inputs = value.node.inputs if value.node is not None else ()
-        if self.reach == "mask" and value in self.plan.layouts:
+        if self.reach != "geometry" and value in self.plan.layouts:
             layout = self.plan.layouts[value]
             frame = self.change[self.plan.graph.frames]
-            mask = masks.resize_mask(frame, (value.shape[layout.row], value.shape[layout.column]))
+            resized = masks.resize_mask if self.reach == "mask" else masks.cover_mask
+            mask = resized(frame, (value.shape[layout.row], value.shape[layout.column]))
             self.change[value] = mask
             return mask
         moved = [self.mask(v) for v in inputs if v.frame_dependent and v not in self.plan.layouts]
@@ -492,7 +493,7 @@ class Runner:
         dense = total > limit
         # A cell may hold positions that are not marked. What they are computed as is what they were
         # but where marks do not follow the geometry: then only what is marked is replaced.
-        held = self.reach == "mask"
+        held = self.reach != "geometry"
         refresh = [held or value in self.plan.compared for value in segment.outputs]
         halos = [self.plan.halos[value] for value in segment.outputs]
         carry = (
@@ -638,7 +639,7 @@ class Runner:
             halo = self.plan.halos[value]
             inside = interior(old, halo)
             moved = self.renew | moved_beyond(new, inside, tolerance, axes=range(3, new.ndim))
-            if self.reach == "mask":
+            if self.reach != "geometry":
                 moved &= self.mask(value)
             return write_interior(old, refreshed(moved, new, inside), halo), moved
         axis = self.plan.streams.get(value)

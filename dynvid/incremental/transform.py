@@ -81,6 +81,8 @@ def incremental(
         resized to the layer's grid by the nearest neighbour. So the update mask U^(n) of Zhu et
         al. 2018 (3.2, Eq. 6 and 10) picks what layer n computes, and everything else stays what
         `map_caches` made of it: work is in proportion to the mask however deep the network is.
+        On grids coarser than the mask's own detail the nearest neighbour reads one position of
+        many, and what is small falls through; "cover" marks all positions in which any of it lies.
       settle: After how many frames without a change a block of 8 pixels, and those around it, is at
         rest (3, say): what truncation held back over it is computed once more, in all layers,
         without any; and everywhere once the whole frame is at rest. So no trace of what has left
@@ -121,9 +123,9 @@ def incremental(
     is within its truncation of its layer applied to the cached inputs, at every frame. Outside of
     `state.changes` an output is exactly what it was, on integer-valued networks; on others within
     rounding, as cells are computed whole. With `reference="previous"` and a threshold or a mask,
-    what changed unmarked may come along with its neighbours. With `reach="mask"` approximate
-    because what a change reaches beyond the mask is not computed; exact where all is marked, and
-    exactly the layer-by-layer blend of Eq. 6 elsewhere.
+    what changed unmarked may come along with its neighbours. With `reach="mask"` and `"cover"`
+    approximate because what a change reaches beyond the mask is not computed; exact where all is
+    marked, and exactly the layer-by-layer blend of Eq. 6 elsewhere.
 
     >>> blur = lambda kernel, x: jax.lax.conv_general_dilated(
     ...     x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
