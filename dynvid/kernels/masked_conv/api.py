@@ -1,15 +1,16 @@
 """The one seam where cells, their worklist and the kept maps become work."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynvid.kernels.masked_conv import xla
+from dynvid.kernels.masked_conv import cpu, xla
 from dynvid.kernels.masked_conv.cell_grid import CellGrid
+from dynvid.kernels.masked_conv.pixels import PixelProgram, Product
 from dynvid.ops import cells, masks
 from dynvid.ops.masks import Worklist
 from dynvid.ops.sparse_conv import check_convolution
@@ -18,6 +19,7 @@ Compute = Callable[[jax.Array, jax.Array, jax.Array], Sequence[jax.Array]]
 """`compute(stream, row, column)` of K cells -> what they hold now, `(K, h, w, ...)` of each map."""
 
 Implementation = Literal["xla"]
+PixelImplementation = Literal["cpu", "xla"]
 
 _IMPLEMENTATIONS = {"xla": xla.update_cells}
 
@@ -210,3 +212,67 @@ def masked_conv(
         implementation=implementation,
     )
     return out
+
+
+def pixels_run_on(*, device: Any = None) -> PixelImplementation | None:
+    """What runs pixel programs on a device beside the reference; None where nothing does.
+
+    Args:
+      device: A `jax.Device`; the default device where None.
+    """
+    device = device or jax.config.jax_default_device or jax.local_devices()[0]
+    if getattr(device, "platform", device) != "cpu":
+        return None
+    return "cpu" if cpu.library() is not None else None
+
+
+def prepare_weights(step: Product, kernel: jax.Array) -> jax.Array:
+    """The weights of a product as `update_pixels` reads them; see `cpu.prepare`."""
+    return cpu.prepare(step, kernel) if pixels_run_on() == "cpu" else kernel
+
+
+def update_pixels(
+    program: PixelProgram,
+    sources: Sequence[jax.Array],
+    weights: Sequence[jax.Array],
+    vectors: Sequence[jax.Array],
+    previous: Sequence[jax.Array],
+    marked: Sequence[jax.Array],
+    *,
+    tolerances: jax.Array,
+    strict: jax.Array | None = None,
+    implementation: PixelImplementation | None = None,
+) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
+    """Computes the marked positions of some maps and writes them into the maps in place.
+
+    Args:
+      program: What is computed of a position.
+      sources: The stored maps that it reads, `float32(S, h, w, C)` with their halo of zeros.
+      weights: Of each product, `prepare_weights` of its kernel.
+      vectors: What its formulas take one of a channel, `float32(1 or S, C)`.
+      previous: What is kept of each output, with its halo.
+      marked: Of each output, the positions that may have changed, `bool[S, H, W]`; what any of them
+        marks is computed.
+      tolerances: Of each output, how far a value must move for its position to be replaced,
+        `float32[outputs, S]`; only of those that are compared.
+      strict: The positions whose tolerance is zero whatever the others' is, `bool[S, H, W]`.
+      implementation: "cpu" or "xla", the reference, which computes everything; None for the best
+        that the device has.
+
+    Returns:
+      The maps; of each output what was replaced, `bool[S, H, W]`, or where it is not compared what
+      was marked; how many positions were computed, `int32[S]`.
+
+    Raises:
+      ValueError: An implementation that does not exist or does not run here.
+
+    Exact as the convolution itself is: bit for bit on integers, up to the order of summation on
+    others.
+    """
+    here = pixels_run_on()
+    if implementation not in (None, "xla", here):
+        raise ValueError(f"implementation must be 'xla', {here!r} or None; got {implementation!r}")
+    chosen = xla.update_pixels if (implementation or here) != "cpu" else cpu.update_pixels
+    return chosen(
+        program, sources, weights, vectors, previous, marked, tolerances=tolerances, strict=strict
+    )
