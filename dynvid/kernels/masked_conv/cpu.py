@@ -18,7 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynvid.kernels.masked_conv.cpu_layout import describe, padded
-from dynvid.kernels.masked_conv.pixels import Formula, PixelProgram, Product
+from dynvid.kernels.masked_conv.pixels import (
+    Formula,
+    Instruction,
+    Leaf,
+    Output,
+    Part,
+    PixelProgram,
+    Product,
+    Source,
+    Steps,
+)
 
 try:  # without numba, or where it does not run, everything goes through XLA
     import llvmlite.binding as llvm
@@ -145,13 +155,71 @@ def _kernels(host):
 
 @functools.cache
 def library() -> _Library | None:
-    """What this process has loaded; None where the CPU's own code cannot be used."""
+    """What this process has loaded; None where the CPU's own code cannot be used.
+
+    Nothing is said where there is no numba or nothing was written for the processor. What should
+    run and does not, or gives another result than expected, is left alone after one warning.
+    """
     if llvm is None:
         return None
     try:
-        return _Library()
+        loaded = _Library()
     except NotImplementedError:
         return None
+    except Exception as error:
+        return _refused(repr(error))
+    with jax.ensure_compile_time_eval():
+        try:
+            wrong = _self_test(loaded)
+        except Exception as error:
+            wrong = repr(error)
+    return loaded if wrong is None else _refused(wrong)
+
+
+def _refused(why: str) -> None:
+    warnings.warn(
+        f"the CPU kernels do not work here, XLA runs everything instead: {why}",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def _self_test(loaded: _Library) -> str | None:
+    """Runs a small program; returns what is wrong with its result, None where nothing is."""
+    side, depth, features = 5, 3, 33
+    source, place = (
+        Source((side, side, channels), (1, 1), (side + 2, side + 2))
+        for channels in (depth, features)
+    )
+    window = (Part(0, False, 0, depth, Steps(1, -1), Steps(1, -1)),)
+    doubled = Formula((Leaf("value", 0),), (Instruction("add", (0, 0)),), features)
+    product = Product("dense", window, features, (3, 3), weights=0)
+    program = PixelProgram(
+        (side, side), (source,), (product, doubled), (Output(1, True),), (place,)
+    )
+    x = np.arange(side * side * depth, dtype=np.float32).reshape(1, side, side, depth) % 7
+    kernel = np.arange(9 * depth * features, dtype=np.float32).reshape(3, 3, depth, features) % 5
+    halo = ((0, 0), (1, 1), (1, 1), (0, 0))
+    padded = np.pad(x, halo)
+    marked = np.arange(side * side).reshape(1, side, side) % 3 > 0
+    expected = np.zeros((1, side, side, features), np.float32)
+    for a, b in np.ndindex(3, 3):
+        expected += 2 * padded[:, a : a + side, b : b + side] @ kernel[a, b]
+    expected = np.pad(np.where(marked[..., None], expected, -1), halo, constant_values=-1)
+    (found,), (moved,), count = jax.jit(functools.partial(_call, loaded, program))(
+        [jnp.asarray(padded)],
+        [prepare(product, jnp.asarray(kernel))],
+        [],
+        [jnp.full(expected.shape, -1.0)],
+        [jnp.asarray(marked)],
+        tolerances=jnp.zeros((1, 1)),
+        strict=None,
+    )
+    if not np.array_equal(found, expected):
+        return "a convolution gives another result than expected"
+    if not np.array_equal(moved, marked) or int(count[0]) != marked.sum():
+        return "a convolution marks other positions than expected"
+    return None
 
 
 # What the weights look like in memory.
@@ -201,6 +269,31 @@ def update_pixels(
     """One call of XLA's; see `api.update_pixels`."""
     loaded = library()
     assert loaded is not None
+    return _call(
+        loaded,
+        program,
+        sources,
+        weights,
+        vectors,
+        previous,
+        marked,
+        tolerances=tolerances,
+        strict=strict,
+    )
+
+
+def _call(
+    loaded: _Library,
+    program: PixelProgram,
+    sources: Sequence[jax.Array],
+    weights: Sequence[jax.Array],
+    vectors: Sequence[jax.Array],
+    previous: Sequence[jax.Array],
+    marked: Sequence[jax.Array],
+    *,
+    tolerances: jax.Array,
+    strict: jax.Array | None,
+) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
     streams = len(previous[0])
     description = describe(
         program,
