@@ -113,7 +113,7 @@ def run_video(
     settled = True
     everything = None if _reference(state, x) is None else np.ones(size, bool)
     unknown = float("nan")
-    measures = Measures(1.0, *[unknown] * 6)._replace(**_of_regions(state))
+    measures = Measures(1.0, *[unknown] * 6)._replace(**_of_system(state))
     yield FrameResult(
         first, everything, _of_one(decode(params, outputs)), measures, _propagation(state)
     )
@@ -135,7 +135,7 @@ def run_video(
         reference = _reference(state, x)
         results = decode(params, outputs)
         if dense is not None:
-            agreement = float(compare(decode(params, dense_outputs), results)[0])
+            agreement = float(compare(decode(params, dense_outputs), results).score[0])
             if reference is not None:
                 expected = dense(params, reference)
                 difference, magnitude = map(float, _largest_difference(outputs, expected))
@@ -160,7 +160,7 @@ def run_video(
             difference,
             magnitude,
             agreement,
-            **_of_regions(state),
+            **_of_system(state),
         )
         yield FrameResult(frame, changed, _of_one(results), measures, _propagation(state))
         if _finished(state):
@@ -174,10 +174,15 @@ def _reference(state: Any, frames: Frames) -> jax.Array | None:
     return reference if alike else None
 
 
-def _of_regions(state: Any) -> dict[str, float]:
-    """The measures of a frame's regions: how many were segmented, and their mean score."""
+def _of_system(state: Any) -> dict[str, float]:
+    """What a system says of a frame itself, of its regions or its audit, mean of all of them."""
     details = state.work.details
-    named = (("segmented", "segmented"), ("score", "scores"), ("score", "score"))
+    named = (
+        ("segmented", "segmented"),
+        ("score", "scores"),
+        ("score", "score"),
+        *((name, name) for name in ("audit", "audit_weight", "factor")),
+    )
     return {name: float(jnp.mean(details[key])) for name, key in named if key in details}
 
 

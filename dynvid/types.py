@@ -1,6 +1,6 @@
 """The words that everything else speaks: a dynamic network is a pair of pure functions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, Self
 
 import jax
@@ -41,6 +41,36 @@ class Work(NamedTuple):
     def mac_fraction(self) -> jax.Array:
         """Executed over dense multiply-accumulates of all streams together."""
         return jnp.sum(self.macs) / jnp.maximum(jnp.sum(self.dense_macs), 1.0)
+
+
+class Agreement(NamedTuple):
+    """How far two outputs of the same frames agree, and how much there was to agree on.
+
+    Over several frames the agreement is the mean of `score` weighted by `weight`: for detections,
+    where the score is F1 and the weight is how many both have, that is the F1 of all frames
+    together, and a frame without any says nothing.
+
+    Attributes:
+      score: At most 1, which is where they are the same: floating `(streams,)`.
+      weight: At least 0, same shape.
+
+    >>> Agreement(jnp.array([1.0, 0.5]), jnp.array([2.0, 6.0])).mean.item()
+    0.625
+    """
+
+    score: jax.Array
+    weight: jax.Array
+
+    @property
+    def mean(self) -> jax.Array:
+        """The weighted mean; 1 where there is nothing to agree on."""
+        total = jnp.sum(self.weight)
+        mean = jnp.sum(self.score * self.weight) / jnp.where(total > 0, total, 1)
+        return jnp.where(total > 0, mean, 1.0)
+
+
+Metric = Callable[[Output, Output], Agreement]
+"""`metric(expected, found)` of two outputs of the same frames, pure: one `Agreement` a stream."""
 
 
 class VideoState(Protocol):

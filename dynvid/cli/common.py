@@ -19,11 +19,14 @@ from dynvid.data.action_clips import action_clips
 from dynvid.data.driving import driving_scene, render_drive
 from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.errors import UsageError, reason
+from dynvid.incremental import TuningWarning
 from dynvid.measures import Measures
 from dynvid.models.actions import CLASS_NAMES, FRAMES, SIZE
 from dynvid.models.zoo import HEADS, PIXELS, TASKS
 from dynvid.tasks import ActionRecognition, Segmentation
 from dynvid.video.reader import VideoSource, VideoWarning
+
+_TOLD = (VideoWarning, TuningWarning)  # warnings that are said in one line
 
 FPS = 25.0
 """Frames per second of what is written, where the source does not say."""
@@ -238,14 +241,15 @@ def warn(message: str) -> None:
 
 @contextlib.contextmanager
 def recorded_warnings() -> Iterator[list[str]]:
-    """Prints what a source has to say of itself in one line each, and collects it."""
+    """Prints what a source or a tuning has to say of itself in one line each, and collects it."""
     messages: list[str] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("always", VideoWarning)
+        for kind in _TOLD:
+            warnings.simplefilter("always", kind)
         show = warnings.showwarning
 
         def record(message, category, *arguments, **options):
-            if not issubclass(category, VideoWarning):
+            if not issubclass(category, _TOLD):
                 return show(message, category, *arguments, **options)
             messages.append(str(message))
             warn(str(message))

@@ -367,9 +367,7 @@ class _Compiler:
 
 def _through(field: Stencil, steps: Steps) -> Steps:
     """Where the window of a convolution begins in what its operand reads."""
-    return Steps(
-        field.stride * steps.stride, steps.offset - field.low * steps.stride, steps.repeat
-    )
+    return Steps(field.stride * steps.stride, steps.offset - field.low * steps.stride, steps.repeat)
 
 
 def _steps(reads: np.ndarray, length: int) -> Steps:

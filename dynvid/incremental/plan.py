@@ -5,13 +5,14 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from dynvid.graph.macs import node_macs
 from dynvid.graph.primitives import ELEMENTWISE
 from dynvid.graph.trace import Graph, Node, Value
 from dynvid.incremental import program
 from dynvid.incremental.cost import Cost, cost_of
-from dynvid.incremental.geometry import Stencil, cells
+from dynvid.incremental.geometry import Stencil, Table, cells, place
 from dynvid.incremental.pixels import PixelSegment, compile_segment
 from dynvid.incremental.program import Extent, MisalignedError, Program
 from dynvid.incremental.rules import Layout, SpatialOp, Window, spatial_op
@@ -98,6 +99,7 @@ class Plan:
       units: Segments and boundaries, in order of execution.
       kept: The values kept between frames, in the order of `State.caches`.
       halos: How far windows reach out of the frames and each kept value.
+      places: Which rows and columns of the frames lie under each position of each kept map.
       names: The unit that each kept value belongs to.
       compared: The kept values whose new values are compared with the old ones, and held back where
         these are near.
@@ -112,6 +114,7 @@ class Plan:
     units: tuple[Unit, ...]
     kept: tuple[Value, ...]
     halos: dict[Value, tuple[tuple[int, int], tuple[int, int]]]
+    places: dict[Value, tuple[Table, Table]]
     names: tuple[str, ...]
     compared: frozenset[Value]
     compares: bool
@@ -549,10 +552,49 @@ def make_plan(
             v: (low, (end[0] - grids[v][0], end[1] - grids[v][1]))
             for v, (low, end) in halos.items()
         },
+        places=_places(planner, kept),
         names=tuple(owner[v] for v in kept),
         compared=_compared(units, graph) if compares else frozenset(),
         compares=compares,
     )
+
+
+def _places(planner: _Planner, kept: list[Value]) -> dict[Value, tuple[Table, Table]]:
+    """What of the frames lies under each position of the kept maps.
+
+    It follows the operations, as the rows of a letterboxed frame are not those of its picture.
+    """
+    size = planner._grid(planner.graph.frames)
+    identity = tuple(Table(np.arange(n), np.arange(n)) for n in size)
+    found: dict[Value, tuple[Table, Table]] = {planner.graph.frames: (identity[0], identity[1])}
+
+    def under(value: Value) -> tuple[Table, Table]:
+        if value in found:
+            return found[value]
+        grid = planner._grid(value)
+        op = planner.ops.get(value.node) if value.node is not None else None
+        axes = []
+        for axis in (0, 1):
+            if op is None or not op.operands:  # a map that no rule follows: the frame, resized
+                edges = np.arange(grid[axis] + 1) * size[axis] // grid[axis]
+                axes.append(Table(edges[:-1], np.maximum(edges[1:] - 1, edges[:-1])))
+                continue
+            firsts, lasts = [], []
+            for v, receptive_field in zip(op.operands, op.receptive_fields, strict=True):
+                ends = under(v)[axis]
+                first, last = place(receptive_field[axis], grid[axis])
+                firsts.append(ends.bounds(first)[0])
+                lasts.append(ends.bounds(last)[1])
+            axes.append(Table(np.min(firsts, axis=0), np.max(lasts, axis=0)))
+        found[value] = (axes[0], axes[1])
+        return found[value]
+
+    # In their order, so that a deep network takes no deep recursion.
+    for node in planner.graph.nodes:
+        for value in node.outputs:
+            if value in planner.layouts:
+                under(value)
+    return {value: found[value] for value in kept if value in planner.layouts}
 
 
 def _compared(units: list[Unit], graph: Graph) -> frozenset[Value]:

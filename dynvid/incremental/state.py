@@ -35,6 +35,9 @@ _SAMPLES = 8  # of each array of the parameters
         "held",
         "quiet",
         "turn",
+        "stale",
+        "calm",
+        "seen",
         "work",
         "changes",
     ],
@@ -62,10 +65,15 @@ class State:
       quiet: For how many frames nothing has changed in each block of `dynvid.ops.refresh.BLOCK`
         pixels, `int32[streams, rows, columns]`; None where nothing ever settles.
       turn: How many steps there were, `int32[streams]`: whose turn it is in the rotation.
+      stale: Whether the last step was the function itself and left the caches as they were,
+        `bool[streams]`, the same for all streams.
+      calm: For how many frames no more changed than `dense_above` allows, `int32[streams]`.
+      seen: What the rule of change keeps, a pytree of arrays; None of a plain threshold.
       work: What the last step executed; its details are the active `cells` of each segment, all
         streams together, `int32[segments]`, which segments ran on whole frames, `dense`,
-        `bool[segments]`, and how many positions of all layers and streams were computed again to be
-        exact, `settled`, `int32[]`.
+        `bool[segments]`, how many positions of all layers and streams were computed again to be
+        exact, `settled`, `int32[]`, and whether all of it was the function itself, `whole`,
+        `bool[]`.
       changes: Where each leaf of the output may differ from what it was before the last step, in
         the order of `jax.tree.leaves`: `bool[streams, h, w]` for maps, whatever the model's own
         axis order, `bool[streams]` for everything else. All True after `init`; all False after
@@ -92,6 +100,9 @@ class State:
     held: tuple[jax.Array | None, ...]
     quiet: jax.Array | None
     turn: jax.Array
+    stale: jax.Array
+    calm: jax.Array
+    seen: Any
     work: Work
     changes: tuple[jax.Array, ...]
     names: tuple[str, ...]

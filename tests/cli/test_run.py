@@ -8,6 +8,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
+import dynvid
 from dynvid.cli import main
 from dynvid.measures import Measures
 from dynvid.ops.boxes import Detections
@@ -63,6 +64,45 @@ def test_run_writes_video_picture_and_report(folder, tmp_path, capsys):
     video = VideoSource(out / "annotated.mp4")
     assert sum(1 for _ in video) == 5
     assert iio.imread(out / "report.png").shape[0] > 300
+
+
+def test_audits_say_what_was_promised_kept_and_spent(folder, tmp_path, capsys):
+    out = tmp_path / "audited"
+    command = ["run", str(folder), "--audit", "2", "--truncation", "4", "--out", str(out)]
+    assert main(command) == 0
+    assert "2 audits, F1 against dense, same frame; asked for 0.9" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    audit = report["audit"]
+    assert (audit["every"], audit["target"], audit["audits"]) == (2, 0.9, 2)
+    assert 0 <= audit["worst_window"] <= audit["agreement"] <= 1
+    assert audit["mac_fraction"] == 0.5  # two of four steps
+    series = report["per_frame"]
+    assert [score is None for score in series["audit"]] == [True, True, False, True, False]
+    least = min(x for x in series["factor"] if x is not None)
+    assert audit["factor"]["least"] == pytest.approx(least)
+    # The dense network on these frames is work too.
+    assert all(series["mac_fraction"][t] > 1 for t in (2, 4))
+    assert iio.imread(out / "report.png").shape[0] > 900
+
+
+def test_a_target_is_tuned_for_and_audited(folder, tmp_path, monkeypatch):
+    asked = {}
+
+    def stand_in(model, clip, **options):
+        asked.update(options, frames=len(clip))
+        return dynvid.Tuning(10.0, {}, 0.97, 0.96, 0.2, 0.3, ())
+
+    monkeypatch.setattr(run, "tune_model", stand_in)
+    out = tmp_path / "out"
+    command = ["run", str(folder), "--target", "0.95", "--set", "settle=3", "--out", str(out)]
+    assert main(command) == 0
+    assert (asked["target"], asked["frames"], asked["options"]["settle"]) == (0.95, 5, 3)
+    report = json.loads((out / "report.json").read_text())
+    assert report["frames"] == 5
+    assert (report["threshold"], report["truncation"], report["options"]["settle"]) == (10, {}, 3)
+    assert report["tuning"]["target"] == 0.95
+    assert report["tuning"]["agreement_at_least"] == 0.96
+    assert "audit" not in report  # there are fewer frames than from one to the next
 
 
 def test_without_truncation_and_threshold_outputs_are_dense_ones_on_the_reference(folder, tmp_path):
@@ -193,6 +233,10 @@ def test_frames_that_change_size_leave_nothing(folder, tmp_path, capsys):
         (["street", "--truncation", "-0.5"], ["--truncation", "-0.5"]),
         (["street", "--truncation", "inf"], ["--truncation", "inf"]),
         (["street", "--max-frames", "0"], ["--max-frames", "0"]),
+        (["street", "--target", "1"], ["--target must be between 0 and 0.99; got 1"]),
+        (["street", "--audit", "0"], ["--audit must be at least 1; got 0"]),
+        (["street", "--audit", "5", "--system", "dense"], ["--system incremental", "dense"]),
+        (["street", "--target", "0.9", "--threshold", "9"], ["--target", "--threshold"]),
         (["street", "--out", "text.mp4"], ["text.mp4", "not a folder"]),
         (["street", "--out", "text.mp4/below"], ["text.mp4"]),
     ],

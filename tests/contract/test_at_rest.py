@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dynvid
-from dynvid.ops.refresh import BLOCK
+from dynvid.ops.refresh import TURNS
 from tests.contract.zoo import BY_NAME, clip, conv
 
 SETTLE = 3
@@ -29,7 +29,7 @@ def test_a_still_frame_is_exact_once_it_has_settled(name):
     state, out = video.init(params, frames[0])
     for frame in frames[1:]:
         state, out = step(params, state, frame)
-    for _ in range(SETTLE + 1):  # the last frame may have changed something itself
+    for _ in range(SETTLE + TURNS):  # the last of which settles the last of the blocks
         state, out = step(params, state, frames[-1])
     assert equal(out, dense(params, state.reference))
     state, again = step(params, state, frames[-1])
@@ -77,10 +77,10 @@ def test_what_has_left_is_gone_although_something_else_goes_on_moving():
 
     state, _ = video.init(params, show(0))
     wrong = []
-    for t in range(1, 8 + SETTLE + 1):
+    for t in range(1, 8 + SETTLE + TURNS):
         state, out = step(params, state, show(t))
-        left = np.asarray(out)[:, :, : 2 * BLOCK]
-        wrong.append((left != np.asarray(dense(params, state.reference))[:, :, : 2 * BLOCK]).any())
+        left = np.asarray(out)[:, :, :32]
+        wrong.append((left != np.asarray(dense(params, state.reference))[:, :, :32]).any())
     assert any(wrong[:8]), "truncation held nothing back"
     assert not wrong[-1]
 

@@ -175,9 +175,7 @@ def add_dense(module: ir.Module, host: Host, vectors: int) -> None:
     stretch of channels that is contiguous in memory, at another place for each of the rows:
     `pointers[run][row]`. An indirect convolution: nothing is gathered, nothing unfolded.
     """
-    builder, arguments = _function(
-        module, f"dense_{vectors * host.lanes}", [INT64] * 7, host.lanes
-    )
+    builder, arguments = _function(module, f"dense_{vectors * host.lanes}", [INT64] * 7, host.lanes)
     runs, pointers, lengths, weights, weight_stride, out, out_stride = arguments
     lanes, rows = host.lanes, host.rows
 

@@ -49,9 +49,7 @@ def _storer(kind, given):
     @intrinsic
     def store(context, address, value):
         def generate(target, builder, signature, arguments):
-            written = builder.store(
-                arguments[1], builder.inttoptr(arguments[0], kind.as_pointer())
-            )
+            written = builder.store(arguments[1], builder.inttoptr(arguments[0], kind.as_pointer()))
             written.align = 1
             return target.get_dummy_value()
 
@@ -192,7 +190,9 @@ def _find(part, argument, values, size, stream, row, column, pixel):
         x = x // repeat
     y += _word(part + 8 * at.TOP)
     x += _word(part + 8 * at.LEFT)
-    place = (stream * _word(part + 8 * at.STORED_ROWS) + y) * _word(part + 8 * at.STORED_COLUMNS) + x
+    place = (stream * _word(part + 8 * at.STORED_ROWS) + y) * _word(
+        part + 8 * at.STORED_COLUMNS
+    ) + x
     return argument + 4 * (place * _word(part + 8 * at.DEEP) + _word(part + 8 * at.CHANNEL))
 
 
@@ -224,14 +224,15 @@ def _point(step, part, first, job, rows, pointers, values, stream, positions, co
         slot = table + 8 * lane
         if bordered:
             y = row * _word(part + 8 * at.STRIDE_ROWS) + _word(part + 8 * at.OFFSET_ROWS)
-            left = column * _word(part + 8 * at.STRIDE_COLUMNS) + _word(part + 8 * at.OFFSET_COLUMNS)
+            left = column * _word(part + 8 * at.STRIDE_COLUMNS) + _word(
+                part + 8 * at.OFFSET_COLUMNS
+            )
             for _ in range(high):
                 x = left
                 place = address
                 for _ in range(wide):
-                    inside = (
-                        0 <= y < _word(part + 8 * at.MAP_ROWS)
-                        and 0 <= x < _word(part + 8 * at.MAP_COLUMNS)
+                    inside = 0 <= y < _word(part + 8 * at.MAP_ROWS) and 0 <= x < _word(
+                        part + 8 * at.MAP_COLUMNS
                     )
                     _put_word(slot, place if inside else nothing)
                     slot += 8 * rows
@@ -457,9 +458,7 @@ def _chunk(job, number, scratch):
             function = _word(_word(job + 8 * JOB_FORMULAS) + 8 * n)
             _formula(step, function, job, leaves, addresses, values, stream, positions, count)
         else:
-            _product(
-                step, job, table, pointers, lengths, values, stream, positions, count, nothing
-            )
+            _product(step, job, table, pointers, lengths, values, stream, positions, count, nothing)
         step += 8 * at.STEP
     record = description + 8 * _word(description + 8 * at.AT_OUTPUTS)
     for n in range(_word(description + 8 * at.OUTPUTS)):

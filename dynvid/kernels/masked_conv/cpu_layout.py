@@ -149,9 +149,7 @@ def describe(
             first = len(leaves.rows)
             for leaf in step.leaves:
                 leaves.rows.append(np.array(_leaf(leaf, places, arguments, vectors, part)))
-            steps.add(
-                KIND=FORMULA, FIRST=first, NUMBER=len(step.leaves), KEY=keys[number], **same
-            )
+            steps.add(KIND=FORMULA, FIRST=first, NUMBER=len(step.leaves), KEY=keys[number], **same)
             continue
         numbers = [part(read, step) for read in step.parts]
         runs = depth = 0
