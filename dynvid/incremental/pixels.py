@@ -1,7 +1,6 @@
 """From a segment to a pixel program: what one call of `kernels.masked_conv` computes."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -10,7 +9,6 @@ import numpy as np
 
 from dynvid.graph.evaluate import constant_fold
 from dynvid.graph.trace import Node, Value
-from dynvid.incremental import program as programs
 from dynvid.incremental.geometry import Stencil
 from dynvid.incremental.program import Program
 from dynvid.incremental.rules import Layout, SpatialOp, kernel_order

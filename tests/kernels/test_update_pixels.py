@@ -191,10 +191,9 @@ class Case:
         self.strict = marks("odd", self.generator) if strict else None
         products = [s for s in self.program.steps if isinstance(s, Product) and s.weights >= 0]
         self.prepared = [prepare_weights(p, self.kernels[p.weights]) for p in products]
-        self.expected = jax.jit(
-            functools.partial(update_pixels, self.program, implementation="xla")
-        )
-        self.found = jax.jit(functools.partial(update_pixels, self.program))
+        run = functools.partial(update_pixels, self.program)
+        self.expected = jax.jit(functools.partial(run, implementation="xla"))
+        self.found = jax.jit(run)
 
     def integers(self, *shape):
         return jnp.asarray(self.generator.integers(-3, 4, shape).astype(np.float32))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dynvid.kernels.masked_conv.pixels import Formula, Leaf, Part, PixelProgram, Product, Source
+from dynvid.kernels.masked_conv.pixels import Formula, Leaf, Part, PixelProgram, Product
 
 API_VERSION = (0, 5)
 """Of XLA's foreign functions, major and minor: what their structs look like."""

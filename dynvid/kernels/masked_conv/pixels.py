@@ -117,7 +117,7 @@ class Formula(NamedTuple):
 
     Attributes:
       leaves: What it reads.
-      code: Its operations; the last one's result is the value, the first leaf's where there is none.
+      code: Its operations; the last one's result is the value, or the first leaf where none is.
       features: Its channels.
     """
 
