@@ -433,7 +433,10 @@ def test_what_is_small_is_updated_on_coarse_grids_too():
     def pyramid(params, images):
         fine = images.astype(jnp.float32).sum(3, keepdims=True) * params
         window = (1, 4, 4, 1)
-        return {"fine": fine, "coarse": lax.reduce_window(fine, 0.0, lax.add, window, window, "VALID")}
+        return {
+            "fine": fine,
+            "coarse": lax.reduce_window(fine, 0.0, lax.add, window, window, "VALID"),
+        }
 
     frames = clip(1)
     second = frames[0].at[0, 0, 0].add(1)
