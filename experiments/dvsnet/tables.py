@@ -4,16 +4,10 @@ python -m experiments.dvsnet.tables
 """
 
 import pathlib
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from experiments.bench.results import read_json
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+from experiments.bench.tables import table
 
 
 def _quality(row: dict[str, Any]) -> list[str]:

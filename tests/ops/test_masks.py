@@ -226,3 +226,20 @@ def test_the_gradient_of_a_resized_mask_counts_its_readers():
     assert jax.grad(total)(jnp.ones((2, 2))).tolist() == [[2, 4], [2, 4]]
     with pytest.raises(ValueError, match="at least 1 position each way; got"):
         masks.resize_mask(jnp.ones((0, 2)), (1, 1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.tuples(*[st.integers(1, 12)] * 4), st.integers(0, 99))
+def test_cover_mask_holds_all_that_lies_in_a_coarser_position(sides, seed):
+    old, new = sides[:2], sides[2:]
+    mask = np.asarray(random_mask((2, *old), seed, 0.1))
+    finer = np.asarray(masks.resize_mask(mask, [max(a, b) for a, b in zip(old, new, strict=True)]))
+    expected = np.zeros((2, *new), bool)
+    for stream, row, column in np.argwhere(finer):
+        at = [
+            math.floor((Fraction(i) + Fraction(1, 2)) * n / count)
+            for i, n, count in zip((row, column), new, finer.shape[1:], strict=True)
+        ]
+        expected[stream, *at] = True
+    np.testing.assert_array_equal(masks.cover_mask(mask, new), expected)
+    assert np.all(masks.resize_mask(mask, new) <= expected)
