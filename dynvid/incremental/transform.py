@@ -88,7 +88,9 @@ def incremental(
         all streams together, the step is `fn(params, frames)` itself: a camera that pans, a cut,
         another light. Its output is exact, its work dense, and nothing is kept of it, so that it
         takes no longer than the dense network; once the camera is at rest again, all is computed
-        anew in one step, what truncation is relative to measured with it. None never does that.
+        anew in one step, what truncation is relative to measured with it. None never does that, nor
+        does a network most of whose arithmetic is cheaper on cells even where all of them are
+        active: wide convolutions of 3x3 on a CPU, or any with a `break_even` of 1.
 
     Returns:
       A `VideoFunction`: `init(params, frames)`, dense; `step(params, state, frames, mask=None)`
@@ -189,7 +191,7 @@ def incremental(
         state, changed, exact = resting_and_in_turn(
             state, new, changed, blocks, settle=settle, rotation=rotation
         )
-        if dense_above is None:
+        if dense_above is None or runner.plan.favours_cells:
             return update(state, new, changed, exact)
         near = masks.stencil(blocks, window=(3, 3), padding=((1, 1), (1, 1)))
         # Of all streams: their cells share one loop, and the function takes them together.
