@@ -131,7 +131,7 @@ class System:
           ValueError: An option is not known, or its value is not allowed.
 
         >>> SYSTEMS["incremental"].settings({"threshold": 20})["truncation"]
-        0.3
+        0.5
         >>> SYSTEMS["incremental"].settings({"treshold": 20})
         Traceback (most recent call last):
         ...
@@ -530,7 +530,7 @@ SYSTEMS: dict[str, System] = {
             build=_incremental,
             options={
                 "threshold": threshold_option(8),
-                "truncation": _truncation_option(0.3),
+                "truncation": _truncation_option(0.5),
                 "reference": choice_option(*_REFERENCE),
                 "channels": _CHANNELS,
                 "changes": choice_option("camera", "pixels"),
