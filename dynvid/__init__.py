@@ -2,7 +2,7 @@
 
 from dynvid._lazy import submodules
 from dynvid.graph import Split, split
-from dynvid.incremental import State, Tuning, explain, incremental, map_caches, tune
+from dynvid.incremental import State, Tuning, audited, explain, incremental, map_caches, tune
 from dynvid.models.modules import from_nnx
 from dynvid.types import VideoFunction, Work, replace_streams
 
@@ -12,6 +12,7 @@ __all__ = [
     "Tuning",
     "VideoFunction",
     "Work",
+    "audited",
     "explain",
     "from_nnx",
     "incremental",

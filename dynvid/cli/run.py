@@ -24,6 +24,7 @@ from dynvid.cli.common import (
     FPS,
     ClassesOption,
     HeadOption,
+    LimitsOption,
     MaxFramesOption,
     ModelOption,
     PixelsOption,
@@ -33,6 +34,7 @@ from dynvid.cli.common import (
     check_number,
     open_source,
     option,
+    parse_limits,
     progress,
     read_class_names,
     recorded_warnings,
@@ -40,6 +42,7 @@ from dynvid.cli.common import (
     source_name,
     warn,
 )
+from dynvid.cli.interrupts import Interrupts
 from dynvid.cli.settings import (
     choose_options,
     choose_system,
@@ -47,6 +50,8 @@ from dynvid.cli.settings import (
     parse_options,
     read_settings,
 )
+from dynvid.cli.tune import FRAMES as TUNED_FRAMES
+from dynvid.cli.tune import chosen_settings, promise, tune_model
 from dynvid.errors import UsageError, one_line
 from dynvid.files import output_folder
 from dynvid.measures import RunMeasures
@@ -54,12 +59,18 @@ from dynvid.models.zoo import Model, load_model
 from dynvid.runner import FrameResult, run_video
 from dynvid.systems.registry import SYSTEMS, System
 from dynvid.tasks import Segmentation
-from dynvid.tasks.task import class_name
-from dynvid.types import VideoFunction
+from dynvid.tasks.task import Result, class_name
+from dynvid.types import Output, Params, VideoFunction
 from dynvid.video.clips import clip_frames
 from dynvid.video.draw import annotate_frame
 from dynvid.video.report import plot_report
 from dynvid.video.writer import VideoWriter
+
+EVERY = 50
+"""How many frames there are from one audit to the next, where only a target is given."""
+
+TARGET = 0.9
+"""What audits are held to where no target is given."""
 
 _SHOWN_FRAMES = 1000  # in the running chart below a frame; more than any width has room for
 
@@ -127,7 +138,28 @@ def run(
             default="0.5; ifmdc: 0; dvsnet: only with --set incremental=true; flow-detection: none",
         ),
     ] = None,
+    target: Annotated[
+        float | None,
+        option(
+            "What is promised: how far results are to agree with those of the whole network, of "
+            "0..1, as for dynvid tune. The settings are tuned for it on the first "
+            f"{TUNED_FRAMES} frames, which takes a minute or more, and audited from there.",
+            metavar="SHARE",
+            default=f"no promise; {TARGET:g} where --audit is given",
+        ),
+    ] = None,
+    audit: Annotated[
+        int | None,
+        option(
+            "Compute every so many frames as a whole too, log how far the results agree, and move "
+            "the settings: tighter below the target, looser when safely above. Costs one whole "
+            "frame each time.",
+            metavar="N",
+            default=f"no audits; {EVERY} where --target is given",
+        ),
+    ] = None,
     max_frames: MaxFramesOption = None,
+    limits: LimitsOption = 1.0,
     compare_dense: Annotated[
         bool,
         option(
@@ -159,6 +191,10 @@ def run(
 
     dynvid run street.mp4 --model yolov5n.pt --settings tuned.json
 
+    dynvid run street.mp4 --model yolov5n.pt --target 0.9
+
+    dynvid run street.mp4 --model yolov5n.pt --settings tuned.json --audit 50
+
     dynvid run drive.mp4 --model deeplab.onnx --task segmentation --classes cityscapes.txt
 
     dynvid run street.mp4 --model yolov5n.pt --system ifmdc --set at=model.4 levels=33
@@ -176,21 +212,39 @@ def run(
     if truncation is not None:
         check_number("--truncation", truncation)
     check_count("--max-frames", max_frames)
+    if target is not None:
+        check_number("--target", target, most=0.99)
+    check_count("--audit", audit)
     file = None if settings is None else read_settings(settings)
     names = read_class_names(classes)
     chosen = choose_system(system, file)
     asked = choose_task(chosen, file, task=task, head=head)
-    given = choose_options(
-        chosen, file, parse_options(options) | _given(threshold=threshold, truncation=truncation)
-    )
+    asked_for = parse_options(options) | _given(threshold=threshold, truncation=truncation)
+    given = choose_options(chosen, file, asked_for)
+    if chosen.name != "incremental" and not (target is None and audit is None):
+        raise UsageError(
+            f"--target and --audit are for --system incremental; got --system {chosen.name}"
+        )
+    if target is not None and (named := [n for n in ("threshold", "truncation") if n in asked_for]):
+        raise UsageError(
+            f"--target chooses threshold and truncation itself; got --{named[0]} beside it"
+        )
     if compare_dense and not chosen.frame_by_frame:
         raise UsageError(
             f"--compare-dense is for systems with a result a frame; got --system {chosen.name}, "
             "whose report compares with full inference anyway"
         )
-    video = open_source(source, max_frames=max_frames, task=asked)
+    flow_guided = chosen.flow_guided and model is None
+    video = open_source(source, max_frames=max_frames, task=asked, flow_guided=flow_guided)
     loaded = load_model(
-        model, frame_size=video.size, task=asked, head=head, pixels=pixels, class_names=names
+        model,
+        frame_size=video.size,
+        task=asked,
+        head=head,
+        pixels=pixels,
+        class_names=names,
+        limits=parse_limits(limits),
+        flow_guided=flow_guided,
     )
     if file is not None:
         file.check_model(loaded)
@@ -210,17 +264,32 @@ def run(
     work: collections.deque[float] = collections.deque(maxlen=_SHOWN_FRAMES)
     last: Any = None
     interrupted = False
-    with output_folder(out) as folder, recorded_warnings() as messages:
+    with (
+        Interrupts() as interrupts,
+        output_folder(out) as folder,
+        recorded_warnings() as messages,
+    ):
         if file is not None and (doubt := file.doubt(video.size)):
             warn(doubt)
             messages.append(doubt)
         with contextlib.closing(iter(video)) as frames:  # type: ignore[type-var]
             if (order := _order(chosen, given)) is not None:
                 frames = iter(clip_frames(frames, order, name=video.name))
-            first = list(itertools.islice(frames, chosen.calibration_frames))
+            most = TUNED_FRAMES if target is not None and file is None else 0
+            first = list(itertools.islice(frames, max(most, chosen.calibration_frames)))
+            promised: dict[str, Any] = {}
+            if most:
+                tuning = tune_model(loaded, first, target=target or TARGET, options=given)
+                promised = {"tuning": promise(tuning, target=target or TARGET, frames=len(first))}
+                given |= chosen_settings(tuning)
+            video_function = _build(chosen, given, loaded, first)
+            if target is not None or audit is not None:
+                video_function = _audited(
+                    video_function, loaded, video.size, target=target, every=audit
+                )
             results = run_video(
                 loaded.task,
-                _build(chosen, given, loaded, first),
+                video_function,
                 itertools.chain(first, frames),
                 params=loaded.params,
                 dense=loaded.on_frames if compare_dense else None,
@@ -231,14 +300,16 @@ def run(
                         for result in results:
                             work.append(result.measures.mac_fraction)
                             picture = _picture(loaded, result, list(work))
-                            writer.write(picture)
-                            measures.add(result.measures)
-                            last = result.result
+                            with interrupts.held():  # a frame is kept whole or not at all
+                                writer.write(picture)
+                                measures.add(result.measures)
+                                last = result.result
                             advance(result.measures)
                 except KeyboardInterrupt:
                     if not measures.frames:
                         raise
                     interrupted = True
+                interrupts.hold()
         report = measures.summary(agreement=_agreement_key(loaded)) | {
             "source": video.name,
             "frame_size": list(video.size),
@@ -258,9 +329,12 @@ def run(
             "frames_per_point": measures.frames_per_point,
             "per_frame": _per_frame(measures),
         }
-        report |= _of_exits(last, loaded)
+        report |= promised | _of_exits(last, loaded)
+        if kept := measures.audits.summary():
+            report["audit"] = {"every": audit or EVERY, "target": target or TARGET} | kept
         (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-        _plot(folder / "report.png", measures, chosen, title=f"{video.name}: {loaded.name}")
+        title = f"{video.name}: {loaded.name}"
+        _plot(folder / "report.png", measures, chosen, title=title, target=target or TARGET)
     console.print(_summary(report, loaded, chosen, unit=chosen.score_unit(given)))
     console.print(f"annotated.mp4, report.png and report.json are in {out}", soft_wrap=True)
     return 130 if interrupted else 0
@@ -301,6 +375,28 @@ def _build(
     except (ValueError, TypeError) as error:
         raise UsageError(f"--system {system.name}: {one_line(error)}") from error
     return video_function
+
+
+def _audited(
+    video_function: VideoFunction,
+    model: Model,
+    frame_size: tuple[int, int],
+    *,
+    target: float | None,
+    every: int | None,
+) -> VideoFunction:
+    """The system with an audit by its task's own results."""
+
+    def decode(params: Params, outputs: Output) -> Result:
+        return model.task.decode(params, outputs, frame_size=frame_size)
+
+    return dynvid.audited(
+        video_function,
+        every=every or EVERY,
+        decode=decode,
+        metric=model.task.compare,
+        target=target or TARGET,
+    )
 
 
 def _order(system: System, options: dict[str, Any]) -> tuple[int, ...] | None:
@@ -349,8 +445,11 @@ def _per_frame(measures: RunMeasures) -> dict[str, list[float | None]]:
     return {name: values for name, values in series.items() if any(v is not None for v in values)}
 
 
-def _plot(path: pathlib.Path, measures: RunMeasures, system: System, *, title: str) -> None:
+def _plot(
+    path: pathlib.Path, measures: RunMeasures, system: System, *, title: str, target: float
+) -> None:
     series = measures.series()
+    audited = bool(measures.audits.summary())
     compared = not all(math.isnan(value) for value in series["dense_seconds"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a single frame has no times at all
@@ -360,6 +459,9 @@ def _plot(path: pathlib.Path, measures: RunMeasures, system: System, *, title: s
             seconds=series["seconds"],
             similarity=series["similarity"],
             dense_seconds=series["dense_seconds"] if compared else None,
+            agreement=series["agreement" if compared else "audit"] if compared or audited else None,
+            factor=series["factor"] if audited else None,
+            target=target if audited else None,
             frames_per_point=measures.frames_per_point,
             title=title,
             name=system.name,
@@ -389,6 +491,17 @@ def _summary(report: dict[str, Any], model: Model, system: System, *, unit: str)
     row("score", "{:.3g}" + unit + " mean score", "what was decided by")
     if report["seconds_per_frame"] is not None:
         table.add_row(f"{1e3 * report['seconds_per_frame']:.1f} ms a frame", "median, network only")
+    if kept := report.get("audit"):
+        said = f"{model.task.agreement}; asked for {kept['target']:g}"
+        if kept["agreement"] is None:
+            table.add_row("no agreement", f"{kept['audits']} audits without any results")
+        else:
+            table.add_row(f"{kept['agreement']:.3f} agreement of {model.task.results}", said)
+            worst = f"of {kept['window']} audits in a row; {kept['audits']} in all"
+            table.add_row(f"{kept['worst_window']:.3f} at worst", worst)
+        table.add_row(f"settings times {kept['factor']['last']:.3g}", "in the end")
+        cost = f"{kept['mac_fraction']:.1%} of the multiply-accumulates"
+        table.add_row(cost, "for the audits, of those above")
     if report.get("speedup") is not None:
         table.add_row(f"{1e3 * report['dense_seconds_per_frame']:.1f} ms a frame densely", "median")
         row("speedup", "{:.2f} times as fast")

@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import ClassVar
 
-import jax
 import numpy as np
 
-from dynvid.metrics.average_precision import detection_agreement
+from dynvid.metrics.average_precision import detection_f1
 from dynvid.ops.boxes import Detections
 from dynvid.tasks.preprocessing import Preprocessing
 from dynvid.tasks.task import Task, class_name
-from dynvid.types import Output, Params
+from dynvid.types import Agreement, Output, Params
 from dynvid.video.draw import annotate_frame
 
 SCORE_THRESHOLD = 0.3
@@ -57,9 +56,9 @@ class Detection(Task):
             )
         )
 
-    def compare(self, expected: Detections, found: Detections) -> jax.Array:
-        """The F1 score of one run's boxes against the other's: see `detection_agreement`."""
-        return detection_agreement(expected, found)
+    def compare(self, expected: Detections, found: Detections) -> Agreement:
+        """The F1 score of one run's boxes against the other's: see `detection_f1`."""
+        return detection_f1(expected, found)
 
     def draw(self, frame: np.ndarray, result: Detections) -> np.ndarray:
         """Boxes with their class and score."""

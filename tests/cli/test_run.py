@@ -3,12 +3,16 @@
 import importlib
 import json
 import math
+import signal
 
 import imageio.v3 as iio
+import jax
 import numpy as np
 import pytest
 
+import dynvid
 from dynvid.cli import main
+from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.measures import Measures
 from dynvid.ops.boxes import Detections
 from dynvid.runner import FrameResult
@@ -63,6 +67,51 @@ def test_run_writes_video_picture_and_report(folder, tmp_path, capsys):
     video = VideoSource(out / "annotated.mp4")
     assert sum(1 for _ in video) == 5
     assert iio.imread(out / "report.png").shape[0] > 300
+
+
+def test_audits_say_what_was_promised_kept_and_spent(tmp_path, capsys):
+    scene = synthetic_scene(jax.random.key(4), size=(SIDE, SIDE), objects=3)
+    (tmp_path / "scene").mkdir()
+    for t in range(5):
+        iio.imwrite(tmp_path / "scene" / f"{t}.png", np.asarray(render(scene, t).frame))
+    out = tmp_path / "audited"
+    command = ["run", str(tmp_path / "scene"), "--audit", "2", "--out", str(out)]
+    assert main(command) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "F1 against dense, same frame; asked for 0.9" in printed
+    assert "of 2 audits in a row; 2 in all" in printed
+    report = json.loads((out / "report.json").read_text())
+    audit = report["audit"]
+    assert (audit["every"], audit["target"], audit["audits"]) == (2, 0.9, 2)
+    assert 0 <= audit["worst_window"] <= audit["agreement"] <= 1
+    assert audit["mac_fraction"] == 0.5  # two of four steps
+    series = report["per_frame"]
+    assert [score is None for score in series["audit"]] == [True, True, False, True, False]
+    least = min(x for x in series["factor"] if x is not None)
+    assert audit["factor"]["least"] == pytest.approx(least)
+    # The dense network on these frames is work too.
+    assert all(series["mac_fraction"][t] >= 1 for t in (2, 4))
+    assert iio.imread(out / "report.png").shape[0] > 900
+
+
+def test_a_target_is_tuned_for_and_audited(folder, tmp_path, monkeypatch):
+    asked = {}
+
+    def stand_in(model, clip, **options):
+        asked.update(options, frames=len(clip))
+        return dynvid.Tuning(10.0, {}, 0.97, 0.96, 0.2, 0.3, ())
+
+    monkeypatch.setattr(run, "tune_model", stand_in)
+    out = tmp_path / "out"
+    command = ["run", str(folder), "--target", "0.95", "--set", "settle=3", "--out", str(out)]
+    assert main(command) == 0
+    assert (asked["target"], asked["frames"], asked["options"]["settle"]) == (0.95, 5, 3)
+    report = json.loads((out / "report.json").read_text())
+    assert report["frames"] == 5
+    assert (report["threshold"], report["truncation"], report["options"]["settle"]) == (10, {}, 3)
+    assert report["tuning"]["target"] == 0.95
+    assert report["tuning"]["agreement_at_least"] == 0.96
+    assert "audit" not in report  # there are fewer frames than from one to the next
 
 
 def test_without_truncation_and_threshold_outputs_are_dense_ones_on_the_reference(folder, tmp_path):
@@ -167,11 +216,41 @@ def test_interrupt_before_the_first_frame_leaves_nothing(folder, tmp_path, monke
 
 
 @pytest.mark.usefixtures("no_network")
-def test_frames_that_change_size_leave_nothing(folder, tmp_path, capsys):
+def test_frames_before_one_of_another_size_are_kept(folder, tmp_path):
     iio.imwrite(folder / "3.png", np.zeros((64, 80, 3), np.uint8))
-    out = tmp_path / "a" / "b"
-    refused(capsys, ["run", folder, "--out", out], "frame 3 is 80x64", "96x96")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["street"]
+    assert main(["run", str(folder), "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["frames"] == 3
+    assert "frame 3 is 80x64 where those before are 96x96" in report["warnings"][0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("no_network")
+def test_a_signal_while_a_frame_is_written_loses_nothing_of_it(
+    number, folder, tmp_path, monkeypatch
+):
+    """Neither the packet that is written, nor, where a second one comes, what was done before."""
+    write, plot = VideoWriter._encode, run.plot_report
+
+    def interrupted(writer, picture):
+        if picture is not None and picture.pts is None:
+            signal.raise_signal(number)
+        write(writer, picture)
+
+    def again(*arguments, **options):
+        signal.raise_signal(number)
+        plot(*arguments, **options)
+
+    monkeypatch.setattr(VideoWriter, "_encode", interrupted)
+    monkeypatch.setattr(run, "plot_report", again)
+    before = signal.getsignal(number)
+    assert main(["run", str(folder), "--out", str(tmp_path / "out")]) == 130
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["interrupted"]
+    assert report["frames"] == 1
+    assert sum(1 for _ in VideoSource(tmp_path / "out" / "annotated.mp4")) == 1
+    assert signal.getsignal(number) is before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "street"]
 
 
 @pytest.mark.usefixtures("no_network")
@@ -194,6 +273,10 @@ def test_frames_that_change_size_leave_nothing(folder, tmp_path, capsys):
         (["street", "--truncation", "-0.5"], ["--truncation", "-0.5"]),
         (["street", "--truncation", "inf"], ["--truncation", "inf"]),
         (["street", "--max-frames", "0"], ["--max-frames", "0"]),
+        (["street", "--target", "1"], ["--target must be between 0 and 0.99; got 1"]),
+        (["street", "--audit", "0"], ["--audit must be at least 1; got 0"]),
+        (["street", "--audit", "5", "--system", "dense"], ["--system incremental", "dense"]),
+        (["street", "--target", "0.9", "--threshold", "9"], ["--target", "--threshold"]),
         (["street", "--out", "text.mp4"], ["text.mp4", "not a folder"]),
         (["street", "--out", "text.mp4/below"], ["text.mp4"]),
     ],
