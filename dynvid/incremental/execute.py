@@ -264,6 +264,7 @@ class Runner:
                 for v in plan.kept
             ),
             quiet=jnp.zeros(self._blocks(frames), jnp.int32) if settles else None,
+            still=jnp.zeros(self.count, jnp.int32),
             turn=jnp.zeros(self.count, jnp.int32),
             stale=jnp.zeros(self.count, bool),
             calm=jnp.zeros(self.count, jnp.int32),

@@ -125,6 +125,13 @@ class Plan:
         return tuple(unit.name for unit in self.units if unit.name in compared)
 
     @property
+    def favours_cells(self) -> bool:
+        """Whether most of the arithmetic is cheaper on cells even where all of them are active."""
+        segments = [unit for unit in self.units if isinstance(unit, Segment)]
+        fast = sum(unit.macs for unit in segments if unit.on_cells and unit.break_even >= 1)
+        return 2 * fast > self.dense_macs
+
+    @property
     def dense_macs(self) -> int:
         """Multiply-accumulates of the dense network, for one stream."""
         return sum(unit.macs for unit in self.units)

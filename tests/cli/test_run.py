@@ -129,7 +129,8 @@ def test_without_truncation_and_threshold_outputs_are_dense_ones_on_the_referenc
 def test_threshold_is_in_grey_levels(folder, tmp_path):
     """The square differs by 80 at most from what is beside it."""
     out = tmp_path / "blind"
-    assert main(["run", str(folder), "--threshold", "81", "--out", str(out)]) == 0
+    pixels = ["--set", "changes=pixels", "--set", "rotation=null"]
+    assert main(["run", str(folder), "--threshold", "81", *pixels, "--out", str(out)]) == 0
     assert json.loads((out / "report.json").read_text())["mac_fraction"] == 0
 
 
