@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dynvid.data.action_clips import action_clips
 from dynvid.data.driving import driving_scene, render_drive
+from dynvid.data.moving_objects import object_scene, render_objects
 from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.errors import UsageError, reason
 from dynvid.incremental import TuningWarning
@@ -24,6 +25,7 @@ from dynvid.measures import Measures
 from dynvid.models.actions import CLASS_NAMES, FRAMES, SIZE
 from dynvid.models.zoo import HEADS, PIXELS, TASKS
 from dynvid.tasks import ActionRecognition, Segmentation
+from dynvid.types import Limits
 from dynvid.video.reader import VideoSource, VideoWarning
 
 _TOLD = (VideoWarning, TuningWarning)  # warnings that are said in one line
@@ -90,6 +92,15 @@ ClassesOption = Annotated[
         default="what the model's family has, else numbers",
     ),
 ]
+LimitsOption = Annotated[
+    float,
+    option(
+        "How many times as large as usual a network may be: what a file asks for is estimated "
+        "first, and refused where that is gigabytes or minutes.",
+        metavar="TIMES",
+        default="1",
+    ),
+]
 MaxFramesOption = Annotated[
     int | None,
     option("Stop after this many frames.", metavar="N", default="all there are"),
@@ -153,14 +164,40 @@ class SyntheticAction(SyntheticSource):
         yield from np.asarray(clip.frames[0, : self.length])
 
 
-def open_source(source: str | None, *, max_frames: int | None, task: str | None = None) -> Source:
+class SyntheticObjects(SyntheticSource):
+    """The default for flow-guided detection: objects that move, blur and hide, and a scene cut."""
+
+    name = "synthetic_objects"
+    size = (256, 256)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        scenes = [object_scene(jax.random.key(seed), size=self.size) for seed in (4, 5)]
+        for t in range(self.length or 0):
+            yield np.asarray(render_objects(scenes[t // 60 % 2], t).frame)
+
+
+def open_source(
+    source: str | None,
+    *,
+    max_frames: int | None,
+    task: str | None = None,
+    flow_guided: bool = False,
+) -> Source:
     """The video that was asked for, or a synthetic one that suits the task.
+
+    Args:
+      source: What the command line says.
+      max_frames: How many frames at most.
+      task: The task that was asked for.
+      flow_guided: Whether the detector may be the shipped flow-guided one.
 
     Raises:
       VideoError: Nothing can be read from it.
     """
     if source is not None:
         return VideoSource(source, max_frames=max_frames)
+    if flow_guided:
+        return SyntheticObjects(max_frames=max_frames)
     synthetic = {Segmentation.name: SyntheticDrive, ActionRecognition.name: SyntheticAction}
     return synthetic.get(task or "", SyntheticSource)(max_frames=max_frames)
 
@@ -193,6 +230,17 @@ def source_name(source: str) -> str:
     path = pathlib.Path(source if "://" in source else pathlib.Path(source).resolve())
     name = path.name if path.is_dir() else path.stem
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "video"
+
+
+def parse_limits(times: float) -> Limits:
+    """The limits that `--limits` asks for.
+
+    Raises:
+      UsageError: It is no number above 0.
+    """
+    if not 0 < times < math.inf:
+        raise UsageError(f"--limits must be a number above 0; got {times:g}")
+    return Limits().times(times)
 
 
 def check_number(name: str, value: float, *, most: float = math.inf) -> None:

@@ -24,6 +24,7 @@ from dynvid.cli.common import (
     FPS,
     ClassesOption,
     HeadOption,
+    LimitsOption,
     MaxFramesOption,
     ModelOption,
     PixelsOption,
@@ -33,6 +34,7 @@ from dynvid.cli.common import (
     check_number,
     open_source,
     option,
+    parse_limits,
     progress,
     read_class_names,
     recorded_warnings,
@@ -40,6 +42,7 @@ from dynvid.cli.common import (
     source_name,
     warn,
 )
+from dynvid.cli.interrupts import Interrupts
 from dynvid.cli.settings import (
     choose_options,
     choose_system,
@@ -156,6 +159,7 @@ def run(
         ),
     ] = None,
     max_frames: MaxFramesOption = None,
+    limits: LimitsOption = 1.0,
     compare_dense: Annotated[
         bool,
         option(
@@ -230,9 +234,17 @@ def run(
             f"--compare-dense is for systems with a result a frame; got --system {chosen.name}, "
             "whose report compares with full inference anyway"
         )
-    video = open_source(source, max_frames=max_frames, task=asked)
+    flow_guided = chosen.flow_guided and model is None
+    video = open_source(source, max_frames=max_frames, task=asked, flow_guided=flow_guided)
     loaded = load_model(
-        model, frame_size=video.size, task=asked, head=head, pixels=pixels, class_names=names
+        model,
+        frame_size=video.size,
+        task=asked,
+        head=head,
+        pixels=pixels,
+        class_names=names,
+        limits=parse_limits(limits),
+        flow_guided=flow_guided,
     )
     if file is not None:
         file.check_model(loaded)
@@ -252,7 +264,11 @@ def run(
     work: collections.deque[float] = collections.deque(maxlen=_SHOWN_FRAMES)
     last: Any = None
     interrupted = False
-    with output_folder(out) as folder, recorded_warnings() as messages:
+    with (
+        Interrupts() as interrupts,
+        output_folder(out) as folder,
+        recorded_warnings() as messages,
+    ):
         if file is not None and (doubt := file.doubt(video.size)):
             warn(doubt)
             messages.append(doubt)
@@ -284,14 +300,16 @@ def run(
                         for result in results:
                             work.append(result.measures.mac_fraction)
                             picture = _picture(loaded, result, list(work))
-                            writer.write(picture)
-                            measures.add(result.measures)
-                            last = result.result
+                            with interrupts.held():  # a frame is kept whole or not at all
+                                writer.write(picture)
+                                measures.add(result.measures)
+                                last = result.result
                             advance(result.measures)
                 except KeyboardInterrupt:
                     if not measures.frames:
                         raise
                     interrupted = True
+                interrupts.hold()
         report = measures.summary(agreement=_agreement_key(loaded)) | {
             "source": video.name,
             "frame_size": list(video.size),

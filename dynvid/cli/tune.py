@@ -18,6 +18,7 @@ from rich.table import Table
 import dynvid
 from dynvid.cli.common import (
     HeadOption,
+    LimitsOption,
     ModelOption,
     PixelsOption,
     SourceArgument,
@@ -26,6 +27,7 @@ from dynvid.cli.common import (
     check_number,
     open_source,
     option,
+    parse_limits,
     recorded_warnings,
     size_text,
 )
@@ -86,6 +88,7 @@ def tune(
         int,
         option("Of what is tried at random: the same seed finds the same.", default="0"),
     ] = 0,
+    limits: LimitsOption = 1.0,
 ) -> int:
     """Choose how much to leave out, so that results stay as they are: a threshold and layers' own.
 
@@ -104,7 +107,14 @@ def tune(
     check_count("--trials", trials)
     check_count("--seed", seed, least=0)
     video = open_source(source, max_frames=frames, task=task)
-    loaded = load_model(model, frame_size=video.size, task=task, head=head, pixels=pixels)
+    loaded = load_model(
+        model,
+        frame_size=video.size,
+        task=task,
+        head=head,
+        pixels=pixels,
+        limits=parse_limits(limits),
+    )
     console = Console(highlight=False)
     with output_file(out) as file, recorded_warnings():
         clip = list(itertools.islice(video, frames))

@@ -42,7 +42,16 @@ _SAMPLES = 8  # of each array of the parameters
         "work",
         "changes",
     ],
-    meta_fields=["names", "layers", "rows", "halos", "layouts", "axes", "compares"],
+    meta_fields=[
+        "names",
+        "layers",
+        "rows",
+        "halos",
+        "layouts",
+        "axes",
+        "compares",
+        "parameter_shapes",
+    ],
 )
 @dataclasses.dataclass(frozen=True)
 class State:
@@ -89,6 +98,7 @@ class State:
       axes: The stream axis of each cache as it is stored, -1 where it is of all streams together.
       compares: Whether the function compares new values with old ones at all: False where it was
         made with a truncation of 0.
+      parameter_shapes: Of each array of the parameters, for a step that comes with others.
     """
 
     frames: jax.Array
@@ -115,6 +125,7 @@ class State:
     layouts: tuple[Layout | None, ...]
     axes: tuple[int, ...]
     compares: bool
+    parameter_shapes: tuple[tuple[int, ...], ...]
 
     @property
     def reference(self) -> jax.Array:
@@ -285,6 +296,15 @@ def sample(params: Params) -> jax.Array:
             stride = max(1, leaf.size // _SAMPLES)
             parts.append(leaf.reshape(-1)[::stride][:_SAMPLES].astype(jnp.float32))
     return jnp.concatenate(parts)
+
+
+def shapes_of(params: Params) -> tuple[tuple[int, ...], ...]:
+    """The shape of each array of the parameters.
+
+    >>> shapes_of({"bias": jnp.zeros(3), "gain": 1.0})
+    ((3,), ())
+    """
+    return tuple(tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
 
 
 def same_sample(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -13,7 +13,14 @@ from jax.typing import ArrayLike
 from dynvid.graph.trace import trace
 from dynvid.incremental.execute import Reach, Runner
 from dynvid.incremental.plan import Plan, make_plan
-from dynvid.incremental.state import State, check_setting, interior, is_zero, write_interior
+from dynvid.incremental.state import (
+    State,
+    check_setting,
+    interior,
+    is_zero,
+    shapes_of,
+    write_interior,
+)
 from dynvid.ops import masks
 from dynvid.ops.difference import ChangeRule, changed_pixels
 from dynvid.ops.refresh import (
@@ -74,6 +81,8 @@ def incremental(
         resized to the layer's grid by the nearest neighbour. So the update mask U^(n) of Zhu et
         al. 2018 (3.2, Eq. 6 and 10) picks what layer n computes, and everything else stays what
         `map_caches` made of it: work is in proportion to the mask however deep the network is.
+        On grids coarser than the mask's own detail the nearest neighbour reads one position of
+        many, and what is small falls through; "cover" marks all positions in which any of it lies.
       settle: After how many frames without motion a block of 8 pixels, and those around it, is at
         rest (4, say): what truncation held back over it is computed once more, in all layers,
         without any; and everywhere once nothing at all has changed for as long. So no trace of what
@@ -109,16 +118,17 @@ def incremental(
 
     Raises:
       ValueError: For options outside their range; by `init` and `step` for frames of another rank,
-        shape or dtype, and for the state of a function with other cells.
+        shape or dtype, for parameters of other shapes, and for the state of a function with other
+        cells.
 
     Exact when all truncation is zero: the output is `fn(params, state.reference)`, bit for bit on
     integer-valued networks and within rounding on others. Approximate where it is not: each cache
     is within its truncation of its layer applied to the cached inputs, at every frame. Outside of
     `state.changes` an output is exactly what it was, on integer-valued networks; on others within
     rounding, as cells are computed whole. With `reference="previous"` and a threshold or a mask,
-    what changed unmarked may come along with its neighbours. With `reach="mask"` approximate
-    because what a change reaches beyond the mask is not computed; exact where all is marked, and
-    exactly the layer-by-layer blend of Eq. 6 elsewhere.
+    what changed unmarked may come along with its neighbours. With `reach="mask"` and `"cover"`
+    approximate because what a change reaches beyond the mask is not computed; exact where all is
+    marked, and exactly the layer-by-layer blend of Eq. 6 elsewhere.
 
     >>> blur = lambda kernel, x: jax.lax.conv_general_dilated(
     ...     x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -169,6 +179,10 @@ def incremental(
     ) -> tuple[State, Any]:
         old = state.reference
         check_step(frames, old, mask)
+        if (shapes := shapes_of(params)) != state.parameter_shapes:
+            raise ValueError(
+                f"params must have the shapes of those of init, {_differing(state, shapes)}"
+            )
         runner = Runner(plan(params, old), params, reach=reach)
         if not runner.fits(state) or (state.seen is None) != (changes is None):
             raise ValueError(_ANOTHER)
@@ -262,6 +276,15 @@ _ANOTHER = (
     "state must be of this very function, made with the same cell and changes and with a "
     "truncation where this one has a truncation; got the state of another"
 )
+
+
+def _differing(state: State, shapes: tuple[tuple[int, ...], ...]) -> str:
+    """What the parameters of a state and others differ by first."""
+    mine = state.parameter_shapes
+    if len(mine) != len(shapes):
+        return f"{len(mine)} arrays; got {len(shapes)}"
+    at = next(i for i, pair in enumerate(zip(mine, shapes, strict=True)) if pair[0] != pair[1])
+    return f"{list(mine[at])} of array {at}; got {list(shapes[at])}"
 
 
 def check_step(frames: jax.Array, reference: jax.Array, mask: jax.Array | None) -> None:

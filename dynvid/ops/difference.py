@@ -134,7 +134,7 @@ def scene_similarity(
 
 
 def unexplained_difference(
-    current: jax.Array, key: jax.Array, flow: jax.Array, size: Sequence[int]
+    current: jax.Array, key: jax.Array, flow: jax.Array, size: Sequence[int], *, block: int = 1
 ) -> jax.Array:
     """Measures what a motion field leaves unexplained, position by position of a coarser grid.
 
@@ -147,6 +147,9 @@ def unexplained_difference(
       key: I_k, same shape and dtype.
       flow: M, `(S, a, b, 2)` floating, (dx, dy) in pixels of its own grid, from I_i to I_k.
       size: (h, w) of the coarser grid, at most (H, W).
+      block: A side in pixels that divides H and W: both frames are first averaged over such
+        blocks, which stand for the pixels then. Noise and what is finer than features are made of
+        count less, and it is so much less work.
 
     Returns:
       `(S, h, w)` floating, in the unit of the frames. What comes from outside the key frame counts
@@ -163,14 +166,19 @@ def unexplained_difference(
     [[[4.0, 4.0]]]
     """
     _check(current, key, "mean")
-    if not all(1 <= n <= length for n, length in zip(size, current.shape[1:3], strict=True)):
+    if block < 1 or any(length % block for length in current.shape[1:3]):
         raise ValueError(
-            f"size must be a grid of 1 to {tuple(current.shape[1:3])} positions; got {tuple(size)}"
+            f"block must divide the sides of frames of {tuple(current.shape[1:3])}; got {block}"
+        )
+    height, width = (length // block for length in current.shape[1:3])
+    if not all(1 <= n <= length for n, length in zip(size, (height, width), strict=True)):
+        raise ValueError(
+            f"size must be a grid of 1 to {(height, width)} positions; got {tuple(size)}"
         )
     wide = jnp.promote_types(current.dtype, jnp.float32)
-    height, width = current.shape[1:3]
-    warped = warp(key.astype(wide), resize_flow(flow, (height, width)))
-    difference = frame_difference(current.astype(wide), warped, channels="mean")
+    current, key = (_averaged(x.astype(wide), block) for x in (current, key))
+    warped = warp(key, resize_flow(flow, (height, width)))
+    difference = frame_difference(current, warped, channels="mean")
     for axis, count in ((1, size[0]), (2, size[1])):
         length = difference.shape[axis]
         at = (2 * np.arange(length) + 1) * count // (2 * length)
@@ -178,6 +186,56 @@ def unexplained_difference(
         share = jnp.asarray(share, difference.dtype)
         difference = jnp.moveaxis(jnp.tensordot(share, difference, (1, axis)), 0, axis)
     return difference
+
+
+def trusted_flow(
+    current: jax.Array, key: jax.Array, flow: jax.Array, *, margin: float, block: int = 1
+) -> jax.Array:
+    """A motion field where it explains the current frame better than no motion does; else zero.
+
+    `M(p) where r_0(p) - r_M(p) > margin`, r the `unexplained_difference` on the grid of the field.
+    Flow networks see motion in what stands still, in noise and on even ground; where a camera is
+    fixed, that is most of what they see. Not in the papers.
+
+    Args:
+      current: I_i, `(S, H, W, C)`, uint8 or floating.
+      key: I_k, same shape and dtype.
+      flow: M, `(S, h, w, 2)` floating, (dx, dy) in pixels of its own grid, from I_i to I_k.
+      margin: By how much the motion has to be better, in the unit of the frames.
+      block: As of `unexplained_difference`.
+
+    Returns:
+      `(S, h, w, 2)`.
+
+    Raises:
+      ValueError: As `unexplained_difference`.
+
+    >>> key = jnp.zeros((1, 2, 4, 1)).at[0, :, 0].set(8.0)
+    >>> right = jnp.zeros((1, 1, 2, 2)).at[..., 0].set(-0.5)
+    >>> trusted_flow(jnp.roll(key, 1, axis=2), key, right, margin=0)[0, 0, :, 0].tolist()
+    [-0.5, 0.0]
+    >>> trusted_flow(key, key, right, margin=0)[0, 0, :, 0].tolist()
+    [0.0, 0.0]
+    """
+    grid = (flow.shape[1], flow.shape[2])
+    moved, still = (
+        unexplained_difference(current, key, m, grid, block=block)
+        for m in (flow, jnp.zeros((len(flow), 1, 1, 2), flow.dtype))
+    )
+    return jnp.where((still - moved > margin)[..., None], flow, 0)
+
+
+def _averaged(image: jax.Array, block: int) -> jax.Array:
+    """The means over square blocks of pixels."""
+    if block == 1:
+        return image
+    streams, height, width, channels = image.shape
+    rows = image.reshape(streams, height, width // block, block * channels)
+    rows = functools.reduce(
+        jnp.add, [rows[..., i * channels : (i + 1) * channels] for i in range(block)]
+    )
+    blocks = rows.reshape(streams, height // block, block, width // block, channels)
+    return functools.reduce(jnp.add, [blocks[:, :, i] for i in range(block)]) / block**2
 
 
 class ChangeRule(NamedTuple):
@@ -431,7 +489,7 @@ def with_exposure(
     Args:
       frame: I_t, `uint8[S, H, W, C]`.
       reference: Same shape.
-      gain: a, `float32[S]`.
+      gain: The factor a, `float32[S]`.
       offset: b, in grey levels, `float32[S]`.
 
     Returns:

@@ -156,7 +156,7 @@ def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
     ((1, 72, 2, 3), (0, 3, 1, 2))
     """
     source, shape = x.shape, tuple(shape)
-    if math.prod(source) != math.prod(shape):
+    if math.prod(source) != math.prod(shape) or min(shape, default=0) < 0:
         raise ValueError(f"cannot reshape {source} to {tuple(shape)}")
     if 0 in source:
         return Tensor(x.plain().reshape(tuple(shape)), tuple(range(len(shape))))
@@ -418,6 +418,8 @@ def _instance_normalization(node: Node, x: Tensor, scale: Value, bias: Value) ->
 @_operator("LRN")
 def _local_response_normalization(node: Node, x: Tensor) -> Tensor:
     size, axis = node.get("size"), x.position(1)
+    if not 1 <= size <= 2 * x.shape[1] + 1:
+        raise ValueError(f"size must be of 1 .. twice the {x.shape[1]} channels; got {size}")
     before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
     pads = [(0, 0)] * x.ndim
     pads[axis] = (before, after)
@@ -648,6 +650,10 @@ def _pad(node: Node, x: Tensor, pads: Any = None, value: Any = None, axes: Any =
         return x.like(lax.pad(x.array, filling, [(low, high, 0) for low, high in padding]))
     if mode not in ("reflect", "edge"):
         raise ValueError(f"padding mode {mode!r} is not supported")
+    if mode == "reflect" and any(
+        max(pads) >= size for pads, size in zip(padding, x.array.shape, strict=True) if any(pads)
+    ):
+        raise ValueError(f"pads {tuple(widths)} reflect more than there is of shape {x.shape}")
     return x.like(jnp.pad(x.array, padding, mode=mode))
 
 
@@ -720,6 +726,9 @@ def _space_to_depth(node: Node, x: Tensor) -> Tensor:
 
 # ----------------------------------------------------------------------------- resizing
 
+_MOST_POSITIONS = 1 << 16  # along one axis: their coordinates are computed while tracing
+_MOST_WEIGHTS = 1 << 25  # of one matrix of interpolation, likewise
+
 
 def _coordinates(mode: str, size: int, count: int, scale: float) -> np.ndarray:
     """Where each of `count` output positions falls in `size` inputs, float32 as in the standard."""
@@ -764,6 +773,8 @@ def _nearest(x: Any, place: int, at: np.ndarray, rounding: str) -> Any:
 
 def _interpolation(size: int, at: np.ndarray) -> np.ndarray:
     """The matrix `(size, positions)` of linear interpolation at the coordinates, edges repeated."""
+    if size * len(at) > _MOST_WEIGHTS:
+        raise ValueError(f"cannot resize {size} positions to {len(at)}")
     at = np.clip(at, 0, size - 1)
     low = np.floor(at).astype(np.int64)
     high = np.minimum(low + 1, size - 1)
@@ -792,6 +803,8 @@ def _resize(node: Node, x: Tensor, *given: Any) -> Tensor:
         values = node.get("scales") if scales is None else _static(scales, "scales").reshape(-1)
         for axis, scale in zip(axes, values, strict=True):
             count[axis], factor[axis] = math.floor(x.shape[axis] * scale), float(scale)
+    if max(count) > _MOST_POSITIONS or min(count) < 1:
+        raise ValueError(f"cannot resize {x.shape} to {tuple(count)}")
     mode = node.get("mode", b"nearest").decode()
     default = b"asymmetric" if upsample else b"half_pixel"
     where = node.get("coordinate_transformation_mode", default).decode()

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import signal
 
 import imageio.v3 as iio
 import jax
@@ -215,11 +216,41 @@ def test_interrupt_before_the_first_frame_leaves_nothing(folder, tmp_path, monke
 
 
 @pytest.mark.usefixtures("no_network")
-def test_frames_that_change_size_leave_nothing(folder, tmp_path, capsys):
+def test_frames_before_one_of_another_size_are_kept(folder, tmp_path):
     iio.imwrite(folder / "3.png", np.zeros((64, 80, 3), np.uint8))
-    out = tmp_path / "a" / "b"
-    refused(capsys, ["run", folder, "--out", out], "frame 3 is 80x64", "96x96")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["street"]
+    assert main(["run", str(folder), "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["frames"] == 3
+    assert "frame 3 is 80x64 where those before are 96x96" in report["warnings"][0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("no_network")
+def test_a_signal_while_a_frame_is_written_loses_nothing_of_it(
+    number, folder, tmp_path, monkeypatch
+):
+    """Neither the packet that is written, nor, where a second one comes, what was done before."""
+    write, plot = VideoWriter._encode, run.plot_report
+
+    def interrupted(writer, picture):
+        if picture is not None and picture.pts is None:
+            signal.raise_signal(number)
+        write(writer, picture)
+
+    def again(*arguments, **options):
+        signal.raise_signal(number)
+        plot(*arguments, **options)
+
+    monkeypatch.setattr(VideoWriter, "_encode", interrupted)
+    monkeypatch.setattr(run, "plot_report", again)
+    before = signal.getsignal(number)
+    assert main(["run", str(folder), "--out", str(tmp_path / "out")]) == 130
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["interrupted"]
+    assert report["frames"] == 1
+    assert sum(1 for _ in VideoSource(tmp_path / "out" / "annotated.mp4")) == 1
+    assert signal.getsignal(number) is before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "street"]
 
 
 @pytest.mark.usefixtures("no_network")
