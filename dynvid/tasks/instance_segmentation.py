@@ -3,12 +3,11 @@
 import dataclasses
 from typing import ClassVar
 
-import jax
 import numpy as np
 
 from dynvid.models.yolo_heads import Instances
 from dynvid.tasks.detection import Detection
-from dynvid.types import Output, Params
+from dynvid.types import Agreement, Output, Params
 from dynvid.video.draw import draw_instances
 
 
@@ -35,8 +34,8 @@ class InstanceSegmentation(Detection):
         )
         return Instances(geometry.to_frame(found.detections), found.masks)
 
-    def compare(self, expected: Instances, found: Instances) -> jax.Array:
-        """The F1 score of one run's boxes against the other's: see `detection_agreement`."""
+    def compare(self, expected: Instances, found: Instances) -> Agreement:
+        """The F1 score of one run's boxes against the other's: see `detection_f1`."""
         return super().compare(expected.detections, found.detections)
 
     def draw(self, frame: np.ndarray, result: Instances) -> np.ndarray:
