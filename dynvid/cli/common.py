@@ -83,7 +83,7 @@ PixelsOption = Annotated[
         default="imagenet",
     ),
 ]
-ClassesOption = Annotated[
+NamesOption = Annotated[
     pathlib.Path | None,
     option(
         "A text file with the name of a class a line, in the order of the network's outputs.",
@@ -216,6 +216,21 @@ def parse_limits(times: float) -> Limits:
     return Limits().times(times)
 
 
+def parse_network_size(text: str) -> tuple[int, int]:
+    """`(height, width)` of "WIDTHxHEIGHT", or of one number for both.
+
+    Raises:
+      UsageError: It is neither.
+
+    >>> parse_network_size("640x384"), parse_network_size("640")
+    ((384, 640), (640, 640))
+    """
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if not match:
+        raise UsageError(f"--size must be WIDTHxHEIGHT or a number of pixels; got {text!r}")
+    return int(match[2] or match[1]), int(match[1])
+
+
 def check_number(name: str, value: float, *, most: float = math.inf) -> None:
     """Checks that a number is at least 0 and finite.
 
@@ -280,7 +295,7 @@ def recorded_warnings() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def progress(length: int | None) -> Iterator[Callable[[Measures], None]]:
+def progress(length: int | None, *, quiet: bool = False) -> Iterator[Callable[[Measures], None]]:
     """A progress bar on the terminal; yields what takes each frame's measures."""
     console = Console(stderr=True)
     bar = Progress(
@@ -290,7 +305,7 @@ def progress(length: int | None) -> Iterator[Callable[[Measures], None]]:
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=quiet or not console.is_terminal,
         transient=True,
     )
     with bar:

@@ -294,6 +294,7 @@ def load_model(
     head: str | None = None,
     pixels: str | None = None,
     class_names: Sequence[str] | None = None,
+    size: tuple[int, int] | None = None,
     limits: Limits | None = None,
 ) -> Model:
     """Loads a network, and tells from it what it is for unless that is given.
@@ -312,6 +313,8 @@ def load_model(
       head: One of `HEADS`, for detectors; told from the model where None.
       pixels: One of `PIXELS`, for the other tasks; "imagenet" where None.
       class_names: The name of each class index, in place of the head's.
+      size: (height, width) of the network's input, where the file leaves it open; as the network
+        was trained where None.
       limits: What a file may ask for; the usual ones where None.
 
     Returns:
@@ -346,6 +349,18 @@ def load_model(
         file = _File("shipped detector", network, params, (height, width), "synthetic")
     else:
         file = _read(path, frame_size, limits or Limits())
+    if size is not None:
+        if (
+            file.size is not None
+            and file.size != size
+            and path is not None
+            and (path.suffix in (".onnx", ".caffemodel"))
+        ):
+            raise UsageError(
+                f"--size must be {file.size[1]}x{file.size[0]}, which {file.name} was made for; "
+                f"got {size[1]}x{size[0]}"
+            )
+        file = dataclasses.replace(file, size=size)
     model = dataclasses.replace(_fit(file, frame_size, task, head, pixels), clips=clips)
     model.check_cost(frame_size, limits or Limits())
     if class_names is not None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dynvid.tasks.preprocessing import Preprocessing
 from dynvid.tasks.task import Task
-from dynvid.types import Output, Params
+from dynvid.types import Agreement, Output, Params
 from dynvid.video.draw import annotate_frame
 
 
@@ -23,7 +23,7 @@ class Measuring(Task):
 
     >>> task = Measuring(preprocessing=Preprocessing(placement="stretch", white=1))
     >>> a = task.decode(None, {"y": jnp.ones((1, 4)), "n": jnp.int32(3)}, frame_size=(8, 8))
-    >>> a.shape, task.compare(a, a).tolist(), task.compare(a, 0.5 * a).tolist()
+    >>> a.shape, task.compare(a, a).score.tolist(), task.compare(a, 0.5 * a).score.tolist()
     ((1, 4), [1.0], [0.5])
     """
 
@@ -44,11 +44,12 @@ class Measuring(Task):
         rows = [row for row in rows if row.shape[0] == streams]
         return jnp.concatenate([row.reshape(streams, -1).astype(jnp.float32) for row in rows], 1)
 
-    def compare(self, expected: jax.Array, found: jax.Array) -> jax.Array:
-        """One less the relative error, at least 0."""
+    def compare(self, expected: jax.Array, found: jax.Array) -> Agreement:
+        """One less the relative error, at least 0; all frames weigh the same."""
         error = jnp.linalg.norm(found - expected, axis=1)
         size = jnp.linalg.norm(expected, axis=1)
-        return jnp.clip(1 - error / jnp.where(size > 0, size, 1), 0, 1)
+        share = jnp.clip(1 - error / jnp.where(size > 0, size, 1), 0, 1)
+        return Agreement(share, jnp.ones_like(share))
 
     def draw(self, frame: np.ndarray, result: np.ndarray) -> np.ndarray:
         """The frame as it is."""

@@ -18,18 +18,19 @@ def test_unknown_options_are_refused(capsys):
     [
         (
             "run",
-            "--model --task --head --pixels --classes --system --settings --set --threshold "
-            "--truncation --max-frames --compare-dense --out SOURCE",
+            "--model --task --head --pixels --names --conf --iou --classes --size --stride --save "
+            "--no-video --no-inset --quiet --limits --system --settings --set --threshold "
+            "--truncation --target --audit --max-frames --compare-dense --out SOURCE",
         ),
         (
             "tune",
-            "--model --task --head --pixels --target --frames --trials --seed SOURCE",
+            "--model --task --head --pixels --limits --target --frames --trials --seed SOURCE",
         ),
-        ("explain", "--model --task --head --pixels --size"),
+        ("explain", "--model --task --head --pixels --size --limits"),
         (
             "encode",
             "--levels --key-levels --group-of-pictures --block --dead-zone --key-dead-zone --stage "
-            "--calibrate --max-frames",
+            "--calibrate --max-frames --limits",
         ),
     ],
 )
