@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynvid.errors import one_line
 from dynvid.types import Frames, Limits, Output, Params
 from dynvid.weights.onnx_check import check_graph, output_numbers
 from dynvid.weights.onnx_operators import (
@@ -91,7 +92,7 @@ def load_onnx(
         raise ValueError(f"{path}: {error}") from error.__cause__
     except Exception as error:
         # Whatever a damaged or hostile graph makes of the reader, the caller gets one line.
-        raise ValueError(f"{path}: not a graph that can be read ({error})") from error
+        raise ValueError(f"{path}: not a graph that can be read ({one_line(error)})") from error
 
 
 class _Refused(Exception):  # noqa: N818  (what is wrong with the file, in words)
@@ -228,7 +229,9 @@ class OnnxFunction:
             except Exception as error:  # whatever attributes that make no sense lead to
                 if streams:
                     raise _MixesStreams from error
-                raise ValueError(f"{self.name}: node {node.name!r} ({node.op}): {error}") from error
+                raise ValueError(
+                    f"{self.name}: node {node.name!r} ({node.op}): {one_line(error)}"
+                ) from error
             values.update(zip(node.outputs, results, strict=False))
         found = {name: _plain(values[name]) for name in self.outputs}
         return found if len(found) > 1 else found[self.outputs[0]]
@@ -321,7 +324,7 @@ def _read(onnx: Any, path: str | os.PathLike[str], limits: Limits) -> Any:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own errors differ from version to version
-        raise ValueError(f"{path}: not a complete ONNX model ({error})") from error
+        raise ValueError(f"{path}: not a complete ONNX model ({one_line(error)})") from error
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise ValueError(f"{path}: not a complete ONNX model (no graph, output or operator set)")
     if unknown := sorted({_operator(node) for node in model.graph.node} - set(OPERATORS)):
@@ -332,7 +335,7 @@ def _read(onnx: Any, path: str | os.PathLike[str], limits: Limits) -> Any:
     except FileNotFoundError as error:
         raise ValueError(f"{path}: its tensors are not beside it ({error})") from error
     except Exception as error:
-        raise ValueError(f"{path}: not a graph that can be read ({error})") from error
+        raise ValueError(f"{path}: not a graph that can be read ({one_line(error)})") from error
     return model
 
 
