@@ -95,7 +95,7 @@ def _deferred(command: Callable[..., int]) -> Callable[..., Any]:
 def _of_box(text: str) -> str:
     """What stands in the first part of a box on the terminal, below its title, in one line.
 
-    >>> _of_box("\u250c Error \u2510\\n\u2502 -q: what? \u2502\\n\u2502 \u2500\u2500 \u2502\\n\u2502 Help ...")
+    >>> _of_box("\u250c Error \u2500\\n\u2502 -q: what?\\n\u2502 \u2500\u2500\\n\u2502 Help ...")
     '-q: what?; --help tells more'
     """
     lines: list[str] = []

@@ -25,13 +25,15 @@ from dynvid.weights.onnx_operators import (
     transposed_kernel,
 )
 
-_WEIGHTED = {"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "InstanceNormalization",
-             "MatMul", "PRelu"}  # fmt: skip
+_WEIGHTED = {"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "GroupNormalization",
+             "InstanceNormalization", "LayerNormalization", "MatMul", "PRelu"}  # fmt: skip
 """Operators whose constants are weights however small; elsewhere a scalar is a literal."""
 
 _STRUCTURAL = {
-    "Clip": 1, "ConstantOfShape": 0, "Dropout": 1, "Expand": 1, "Pad": 1, "Range": 0, "Reshape": 1,
-    "Resize": 1, "Slice": 1, "Split": 1, "Squeeze": 1, "Tile": 1, "Unsqueeze": 1, "Upsample": 1,
+    "Clip": 1, "ConstantOfShape": 0, "CumSum": 1, "Dropout": 1, "Expand": 1,
+    "OneHot": 1, "Pad": 1, "Range": 0, "Reshape": 1,
+    "Resize": 1, "Slice": 1, "Split": 1, "Squeeze": 1, "Tile": 1, "TopK": 1,
+    "Unsqueeze": 1, "Upsample": 1,
     "ReduceL2": 1, "ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "ReduceProd": 1, "ReduceSum": 1,
 }  # fmt: skip
 """The first input of each operator that must be constant, as all after it must be."""
@@ -298,8 +300,17 @@ def _mixes_streams(node: Node, inputs: list[Value | None], dependent: list[Tenso
         return axes is None or 0 in np.asarray(axes) % rank
     if node.op == "Transpose":
         return node.get("perm", [rank - 1])[0] != 0
-    if node.op == "Gather":
+    if node.op in ("Gather", "GatherElements"):
         return node.get("axis", 0) % rank == 0
+    if node.op == "TopK":
+        return node.get("axis", -1) % rank == 0
+    if node.op == "CumSum":
+        return int(np.asarray(inputs[1]).reshape(-1)[0]) % rank == 0
+    if node.op in ("GatherND", "ScatterND"):
+        return True
+    if node.op == "Einsum":
+        terms = node.get("equation").decode().replace(" ", "").replace("->", ",").split(",")
+        return len({term[:1] for term in terms}) > 1 or "." in terms[0]
     if node.op == "Gemm":
         return bool(node.get("transA", 0))
     return any(value.ndim != rank for value in dependent)
