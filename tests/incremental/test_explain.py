@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import dynvid
-from tests.contract.zoo import BY_NAME, ZOO, clip
+from tests.contract.zoo import BY_NAME, ZOO, clip, conv
 
 
 def table(name):
