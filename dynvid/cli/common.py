@@ -25,7 +25,7 @@ from dynvid.models.actions import CLASS_NAMES, FRAMES, SIZE
 from dynvid.models.zoo import HEADS, PIXELS, TASKS
 from dynvid.tasks import ActionRecognition, Segmentation
 from dynvid.types import Limits
-from dynvid.video.reader import VideoSource, VideoWarning
+from dynvid.video.reader import IMAGE_SUFFIXES, VideoSource, VideoWarning
 
 _TOLD = (VideoWarning, TuningWarning)  # warnings that are said in one line
 
@@ -38,6 +38,17 @@ def option(text: str, *, default: str, metavar: str | None = None) -> Any:
     return tyro.conf.arg(help=text, metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
+SourcesArgument = Annotated[
+    tyro.conf.Positional[tuple[str, ...]],
+    option(
+        "A video file, a folder of images or of videos, one image, a camera ('0' is the first) or "
+        "a stream (rtsp://, http://). Several are run one after the other, each into a folder of "
+        "its own.",
+        metavar="[SOURCE ...]",
+        default="a synthetic scene of 100 frames, seen by a fixed camera; for segmentation, by one "
+        "that drives; for action recognition, a short action",
+    ),
+]
 SourceArgument = Annotated[
     tyro.conf.Positional[str | None],
     option(
@@ -161,6 +172,25 @@ class SyntheticAction(SyntheticSource):
     def __iter__(self) -> Iterator[np.ndarray]:
         clip = action_clips(jax.random.key(4), count=1, labels=CLASS_NAMES.index("moves left"))
         yield from np.asarray(clip.frames[0, : self.length])
+
+
+_VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
+
+
+def expand_sources(sources: Sequence[str]) -> tuple[str, ...]:
+    """The sources, with the videos of a folder that has no images in its place.
+
+    >>> expand_sources(["a.mp4", "rtsp://camera/1"])
+    ('a.mp4', 'rtsp://camera/1')
+    """
+    found: list[str] = []
+    for source in sources:
+        folder = pathlib.Path(source)
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        videos = [str(file) for file in files if file.suffix.lower() in _VIDEO_SUFFIXES]
+        images = any(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
+        found += videos if videos and not images else [source]
+    return tuple(found)
 
 
 def open_source(source: str | None, *, max_frames: int | None, task: str | None = None) -> Source:

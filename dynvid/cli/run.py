@@ -9,7 +9,7 @@ import math
 import pathlib
 import platform
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -28,10 +28,11 @@ from dynvid.cli.common import (
     ModelOption,
     NamesOption,
     PixelsOption,
-    SourceArgument,
+    SourcesArgument,
     TaskOption,
     check_count,
     check_number,
+    expand_sources,
     open_source,
     option,
     parse_limits,
@@ -79,7 +80,7 @@ _SHOWN_FRAMES = 1000  # in the running chart below a frame; more than any width 
 
 
 def run(
-    source: SourceArgument = None,
+    sources: SourcesArgument = (),
     *,
     model: ModelOption = None,
     task: TaskOption = None,
@@ -261,6 +262,16 @@ def run(
 
     dynvid run rtsp://camera/1 --model yolov5n.pt --max-frames 500 --out runs/door
     """
+    options_of = {name: value for name, value in locals().items() if name != "sources"}
+    sources = expand_sources(sources)
+    if len(sources) > 1:
+        root = pathlib.Path("runs") if out is None else out
+        folders = _folders(root, sources)
+        for one, folder in zip(sources, folders, strict=True):
+            if code := run((one,), **options_of | {"out": folder}):
+                return code
+        return 0
+    source = sources[0] if sources else None
     if threshold is not None:
         check_number("--threshold", threshold)
     if truncation is not None:
@@ -424,6 +435,15 @@ def run(
     names_of = ", ".join([*written, "report.png"])
     console.print(f"{names_of} and report.json are in {out}", soft_wrap=True)
     return 130 if interrupted else 0
+
+
+def _folders(root: pathlib.Path, sources: Sequence[str]) -> list[pathlib.Path]:
+    """A folder for each source, numbered where two are called alike."""
+    names = [source_name(source) for source in sources]
+    return [
+        root / (name if names.count(name) == 1 else f"{name}_{1 + names[:k].count(name)}")
+        for k, name in enumerate(names)
+    ]
 
 
 def _of_interest(

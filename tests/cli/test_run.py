@@ -195,6 +195,20 @@ def test_what_is_written_can_be_chosen(folder, tmp_path, capsys):
     assert printed.out + printed.err == ""
 
 
+@pytest.mark.usefixtures("no_network")
+def test_several_sources_get_a_folder_each(folder, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    with VideoWriter(videos / "door.mp4", fps=5) as writer:
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+    (videos / "notes.txt").touch()
+    out = tmp_path / "out"
+    options = ["--no-video", "--out", str(out)]
+    assert main(["run", str(folder), str(videos), str(folder), *options]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["door", "street_1", "street_2"]
+    assert json.loads((out / "door" / "report.json").read_text())["frames"] == 1
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -63,8 +63,8 @@ def test_a_network_of_maps_labels_pixels(folder, tmp_path, capsys, options):
 def test_a_network_of_scores_recognises_what_goes_on(folder, tmp_path, capsys):
     model = brightness(tmp_path / "scores.onnx")
     report = run(folder, tmp_path, model, "--pixels", "unit", "--threshold", "0")
-    assert report["task"] == "action-recognition"
-    assert report["action_recognition_agreement"] == 1
+    assert report["task"] == "classification"
+    assert report["classification_agreement"] == 1
     assert "agreement of top classes" in capsys.readouterr().out
 
 
