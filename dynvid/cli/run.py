@@ -368,14 +368,15 @@ def run(
             length = None if video.length is None else -(-video.length // stride)
             with contextlib.ExitStack() as writers:
                 writer = found = None
+                detection = loaded.task if isinstance(loaded.task, Detection) else None
                 if not no_video:
                     path = folder / "annotated.mp4"
                     writer = writers.enter_context(VideoWriter(path, fps=fps or FPS))
-                if isinstance(loaded.task, Detection):
+                if detection is not None:
                     found = writers.enter_context(
                         DetectionWriter(
                             folder,
-                            class_names=loaded.task.class_names,
+                            class_names=detection.class_names,
                             fps=video.fps,
                             formats=save,
                         )
@@ -391,10 +392,10 @@ def run(
                             if writer is not None:
                                 picture = _picture(loaded, result, list(work), inset=not no_inset)
                             with interrupts.held():  # a frame is kept whole or not at all
-                                if writer is not None:
+                                if writer is not None and picture is not None:
                                     writer.write(picture)
-                                if found is not None:
-                                    rows = loaded.task.rows(result.result)
+                                if found is not None and detection is not None:
+                                    rows = detection.rows(result.result)
                                     found.write(stride * measures.frames, rows)
                                 measures.add(result.measures)
                                 last = result.result

@@ -173,7 +173,8 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 def _ordered(items: Any = ()) -> collections.OrderedDict:
     pairs = [(key, value) for key, value in items]
-    return collections.OrderedDict(pairs) if _are_names(key for key, _ in pairs) else _refuse()
+    _check_names(key for key, _ in pairs)
+    return collections.OrderedDict(pairs)
 
 
 def _rebuilt(function: Any, _: Any, arguments: tuple, *__: Any) -> Any:
@@ -190,18 +191,13 @@ _GLOBALS: dict[tuple[str, str], _Global] = {
 } | {("torch", name): _Global(dtype) for name, dtype in _DTYPES.items()}
 
 
-def _are_names(keys: Iterable[Any]) -> bool:
-    """Whether keys take no time to hash: tuples of tuples of tuples may take for ever."""
+def _check_names(keys: Iterable[Any]) -> None:
+    """Refuses keys that may take time to hash: tuples of tuples of tuples take for ever."""
     plain = (str, int, float, bytes, type(None), type, _Global, _Inert)
-    return all(
-        isinstance(key, plain)
-        or (isinstance(key, tuple) and all(isinstance(part, plain) for part in key))
-        for key in keys
-    )
-
-
-def _refuse() -> Any:
-    raise pickle.UnpicklingError("keys that are no names")
+    for key in keys:
+        parts = key if isinstance(key, tuple) else (key,)
+        if not all(isinstance(part, plain) for part in parts):
+            raise pickle.UnpicklingError("keys that are no names")
 
 
 class _Opcodes(dict):
@@ -222,6 +218,9 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
     Unlike the unpickler in C it allocates nothing for an index or a length that the file only
     states; what it does is limited, and what is built of it cannot change what was there before.
     """
+
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, file: io.BytesIO, storage: Callable[..., _Storage]):
         super().__init__(file, encoding="utf-8")
@@ -246,30 +245,31 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
 
     def _items(self) -> None:
         items = self.pop_mark()
-        _are_names(items[::2]) or _refuse()
+        _check_names(items[::2])
         for key, value in zip(items[::2], items[1::2], strict=True):
             self.stack[-1][key] = value
 
     def _item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        _are_names([key]) or _refuse()
+        _check_names([key])
         self.stack[-1][key] = value
 
     def _dict(self) -> None:
         items = self.pop_mark()
         self.stack.append({})
-        _are_names(items[::2]) or _refuse()
+        _check_names(items[::2])
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def _members(self) -> None:
         members = self.pop_mark()
-        _are_names(members) or _refuse()
+        _check_names(members)
         for member in members:
             self.stack[-1].add(member)
 
     def _frozen(self) -> None:
         members = self.pop_mark()
-        self.stack.append(frozenset(members) if _are_names(members) else _refuse())
+        _check_names(members)
+        self.stack.append(frozenset(members))
 
     def _build(self) -> None:
         state = self.stack.pop()
