@@ -46,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, BitstreamError, OSError) as error:
         print(f"dynvid: error: {one_line(error)}", file=sys.stderr)
         return 2
+    except RecursionError:
+        print("dynvid: error: the network is a chain too long to be followed", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("dynvid: error: there is not enough memory for it", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("dynvid: interrupted; nothing was written", file=sys.stderr)
         return 130

@@ -448,7 +448,7 @@ def _read(path: pathlib.Path, frame_size: tuple[int, int], limits: Limits) -> _F
             size = (ssd.SIZE, ssd.SIZE)
         elif path.suffix == ".cfg":
             files.append(path.with_suffix(".weights"))
-            network, params = load_darknet(path, weights=files[1])
+            network, params = load_darknet(path, weights=files[1], limits=limits)
             size = network.size
         elif path.suffix == ".pth":
             network, params = load_espnet(path)
