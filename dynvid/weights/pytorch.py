@@ -36,6 +36,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # opens files of PyTorch before 1.6
 _MOST_OPCODES = 1 << 20  # of one pickle, and of what is walked of it: large networks have 10^5
 _MOST_DEPTH = 64  # of lists, dicts and modules in each other
 _MOST_AXES = 16
+_MOST_SAID = 300  # characters of a message, which may quote the file
 _MOST_INTEGER = 1 << 62
 _MOST_UNZIPPED = 20  # times as large as the file; torch does not compress at all
 
