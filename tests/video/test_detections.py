@@ -24,7 +24,7 @@ def test_every_format(tmp_path):
     with DetectionWriter(tmp_path, class_names=("car", "bus"), fps=10, formats=FORMATS) as writer:
         for number, found in enumerate(FRAMES):
             writer.write(2 * number, found)
-    lines = [json.loads(line) for line in (tmp_path / "detections.jsonl").open()]
+    lines = [json.loads(line) for line in (tmp_path / "detections.jsonl").read_text().splitlines()]
     assert [(line["frame"], line["time"]) for line in lines] == [(0, 0.0), (2, 0.2), (4, 0.4)]
     assert lines[0]["boxes"] == [[1, 2, 5, 8.13], [0, 0, 3, 4]]
     assert [line["classes"] for line in lines] == [["bus", "class 7"], [], ["car"]]
@@ -35,7 +35,7 @@ def test_every_format(tmp_path):
     coco = json.loads((tmp_path / "coco.json").read_text())
     assert coco[0] == {"image_id": 0, "category_id": 1, "bbox": [1, 2, 4, 6.13], "score": 0.91}
     assert [entry["image_id"] for entry in coco] == [0, 0, 4]
-    rows = list(csv.DictReader((tmp_path / "detections.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "detections.csv").read_text().splitlines()))
     assert [row["class"] for row in rows] == ["bus", "class 7", "car"]
     assert rows[2]["x1"] == "6"
 
