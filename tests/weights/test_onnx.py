@@ -240,9 +240,9 @@ EXACT = {
     "top_k": lambda: top_k_graph(axis=1),
     "top_k_smallest": lambda: top_k_graph(largest=0),
     "gather_elements": lambda: one(
-        "GatherElements", np.array([[[[0, -1]], [[3, 2]]]], I64), axis=3, shape=(1, 2, 1, 4)
+        "GatherElements", np.array([[[[0, -1]], [[3, 2]]]], I64), axis=3, shape=(1, 2, 1, 5)
     ),
-    "gather_nd": lambda: one("GatherND", np.array([[0, 1, 2], [0, -1, 3]], I64)),
+    "gather_nd": lambda: one("GatherND", np.array([[[0, 1, 2], [0, -1, 3]]], I64)),
     "scatter_nd": lambda: one(
         "ScatterND", np.array([[0, 1, 2], [0, 5, 3]], I64), integers((2, 8))
     ),
