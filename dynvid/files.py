@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from dynvid.errors import UsageError
@@ -60,6 +60,28 @@ def output_file(path: str | pathlib.Path) -> Iterator[BinaryIO]:
         with open(temporary, "wb") as file:
             yield file
         temporary.replace(path)
+
+
+def cached_bytes(path: str | pathlib.Path, make: Callable[[], bytes]) -> bytes:
+    """What a file holds, or what `make` gives where there is none yet, kept for the next time.
+
+    A disk that cannot be written to is no error: it is made again next time.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     cached_bytes(f"{folder}/code/a.o", lambda: b"1"), cached_bytes(
+    ...         f"{folder}/code/a.o", lambda: b"2")
+    (b'1', b'1')
+    """
+    path = pathlib.Path(path)
+    try:
+        return path.read_bytes()
+    except OSError:
+        made = make()
+    with contextlib.suppress(OSError, UsageError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with output_file(path) as file:
+            file.write(made)
+    return made
 
 
 @contextlib.contextmanager

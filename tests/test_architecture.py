@@ -52,6 +52,7 @@ MAY_TOUCH_FILES = {"video", "weights", "models.zoo", "data", "training", "cli", 
 EXEMPT = {
     "models/actions.py",
     "models/driving.py",
+    "models/flow_detection.py",
     "models/synthetic_detector.py",
 }
 

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dynvid.data.action_clips import action_clips
 from dynvid.data.driving import driving_scene, render_drive
+from dynvid.data.moving_objects import object_scene, render_objects
 from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.errors import UsageError, reason
 from dynvid.incremental import TuningWarning
@@ -193,14 +194,40 @@ def expand_sources(sources: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def open_source(source: str | None, *, max_frames: int | None, task: str | None = None) -> Source:
+class SyntheticObjects(SyntheticSource):
+    """The default for flow-guided detection: objects that move, blur and hide, and a scene cut."""
+
+    name = "synthetic_objects"
+    size = (256, 256)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        scenes = [object_scene(jax.random.key(seed), size=self.size) for seed in (4, 5)]
+        for t in range(self.length or 0):
+            yield np.asarray(render_objects(scenes[t // 60 % 2], t).frame)
+
+
+def open_source(
+    source: str | None,
+    *,
+    max_frames: int | None,
+    task: str | None = None,
+    flow_guided: bool = False,
+) -> Source:
     """The video that was asked for, or a synthetic one that suits the task.
+
+    Args:
+      source: What the command line says.
+      max_frames: How many frames at most.
+      task: The task that was asked for.
+      flow_guided: Whether the detector may be the shipped flow-guided one.
 
     Raises:
       VideoError: Nothing can be read from it.
     """
     if source is not None:
         return VideoSource(source, max_frames=max_frames)
+    if flow_guided:
+        return SyntheticObjects(max_frames=max_frames)
     synthetic = {Segmentation.name: SyntheticDrive, ActionRecognition.name: SyntheticAction}
     return synthetic.get(task or "", SyntheticSource)(max_frames=max_frames)
 

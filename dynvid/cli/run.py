@@ -154,14 +154,15 @@ def run(
         float | None,
         option(
             "How much a pixel must differ from the one that the caches were computed from to count "
-            "as changed, in grey levels of 0..255. 0 recomputes all that differs at all. For "
+            "as changed, in grey levels of 0..255. A camera's noise raises it up to three times. 0 "
+            "recomputes all that differs at all. For "
             "dvsnet: the expected confidence below which a region is segmented anew, in percent, "
             "or what its other policies compare, in their units. For flow-detection: the share of "
             "inconsistent features above which a frame becomes a key frame, or with --set "
             "key=every the frames between two. For dynamic-inference: how sure a checkpoint must "
             "be to stop, of 0..1.",
             metavar="NUMBER",
-            default="15; dyncnn: 20; ifmdc: 0; dvsnet: 92; flow-detection: 0.2; dynamic-inference: "
+            default="8; dyncnn: 20; ifmdc: 0; dvsnet: 92; flow-detection: 0.2; dynamic-inference: "
             "0.9",
         ),
     ] = None,
@@ -172,7 +173,7 @@ def run(
             "this much, in units of its layer's root mean square on the first frame. 0 is exact; "
             "more saves more.",
             metavar="RMS",
-            default="0.5; ifmdc: 0; dvsnet: only with --set incremental=true; flow-detection: none",
+            default="0.3; ifmdc: 0; dvsnet: only with --set incremental=true; flow-detection: none",
         ),
     ] = None,
     target: Annotated[
@@ -302,7 +303,8 @@ def run(
             f"--compare-dense is for systems with a result a frame; got --system {chosen.name}, "
             "whose report compares with full inference anyway"
         )
-    video = open_source(source, max_frames=max_frames, task=asked)
+    flow_guided = chosen.flow_guided and model is None
+    video = open_source(source, max_frames=max_frames, task=asked, flow_guided=flow_guided)
     loaded = load_model(
         model,
         frame_size=video.size,
@@ -312,6 +314,7 @@ def run(
         class_names=class_names,
         size=None if size is None else parse_network_size(size),
         limits=parse_limits(limits),
+        flow_guided=flow_guided,
     )
     loaded = _of_interest(loaded, conf=conf, iou=iou, classes=classes, save=save)
     if file is not None:
@@ -624,12 +627,16 @@ def _summary(report: dict[str, Any], model: Model, system: System, *, unit: str)
     row("score", "{:.3g}" + unit + " mean score", "what was decided by")
     if report["seconds_per_frame"] is not None:
         table.add_row(f"{1e3 * report['seconds_per_frame']:.1f} ms a frame", "median, network only")
-    if (kept := report.get("audit")) and kept["agreement"] is not None:
-        asked = f"{kept['audits']} audits, {model.task.agreement}; asked for {kept['target']:g}"
-        table.add_row(f"{kept['agreement']:.3f} agreement of {model.task.results}", asked)
-        table.add_row(f"{kept['worst_window']:.3f} at worst", f"{kept['window']} audits in a row")
+    if kept := report.get("audit"):
+        said = f"{model.task.agreement}; asked for {kept['target']:g}"
+        if kept["agreement"] is None:
+            table.add_row("no agreement", f"{kept['audits']} audits without any results")
+        else:
+            table.add_row(f"{kept['agreement']:.3f} agreement of {model.task.results}", said)
+            worst = f"of {kept['window']} audits in a row; {kept['audits']} in all"
+            table.add_row(f"{kept['worst_window']:.3f} at worst", worst)
+        table.add_row(f"settings times {kept['factor']['last']:.3g}", "in the end")
         cost = f"{kept['mac_fraction']:.1%} of the multiply-accumulates"
-        table.add_row(f"factor {kept['factor']['last']:.3g}", "of the settings, in the end")
         table.add_row(cost, "for the audits, of those above")
     if report.get("speedup") is not None:
         table.add_row(f"{1e3 * report['dense_seconds_per_frame']:.1f} ms a frame densely", "median")

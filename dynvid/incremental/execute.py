@@ -14,9 +14,10 @@ from dynvid.graph.evaluate import Evaluator
 from dynvid.graph.trace import Node, Value
 from dynvid.incremental import program
 from dynvid.incremental.geometry import Table
+from dynvid.incremental.pixels import PixelSegment, vector, vector_shape
 from dynvid.incremental.plan import Boundary, Plan, Segment
 from dynvid.incremental.program import Program
-from dynvid.incremental.rules import Layout, Window, mask_through
+from dynvid.incremental.rules import Layout, Window, kernel_order, mask_through
 from dynvid.incremental.state import (
     State,
     interior,
@@ -25,12 +26,13 @@ from dynvid.incremental.state import (
     shapes_of,
     write_interior,
 )
-from dynvid.kernels.masked_conv import CellGrid, update_cells
+from dynvid.kernels.masked_conv import CellGrid, prepare_weights, update_cells, update_pixels
+from dynvid.kernels.masked_conv.pixels import Product
 from dynvid.ops import cells, masks
 from dynvid.ops.refresh import BLOCK, moved_beyond, refreshed
 from dynvid.types import Work
 
-Reach = Literal["geometry", "mask"]
+Reach = Literal["geometry", "mask", "cover"]
 """What a changed pixel marks: all that it reaches through the layers, or what lies under it."""
 
 
@@ -117,13 +119,14 @@ class Runner:
         self.change: dict[Value, jax.Array] = {}
         self._params = params
         self._arguments = jax.tree.leaves(params)
-        self._winograd = [
-            step.node
-            for unit in plan.units
-            if isinstance(unit, Segment) and unit.on_cells is not None
-            for step in unit.on_cells.steps
-            if step.by_winograd
-        ]
+        # With the product that a pixel program makes of it; None of one in Winograd's form.
+        self._prepared: list[tuple[Node, Product | None]] = []
+        for unit in plan.units:
+            if isinstance(unit, Segment) and unit.on_pixels is not None:
+                self._prepared += unit.on_pixels.products
+            elif isinstance(unit, Segment) and unit.on_cells is not None:
+                steps = unit.on_cells.steps
+                self._prepared += [(step.node, None) for step in steps if step.by_winograd]
 
     # What is kept.
 
@@ -142,15 +145,15 @@ class Runner:
         return self.frames if value is self.plan.graph.frames else self.caches[self.slot[value]]
 
     def _prepare(self) -> tuple[jax.Array, ...]:
-        """The kernels of the cells' convolutions in Winograd's form."""
+        """The kernels of convolutions as the cells or the pixel programs read them."""
         weights = []
-        for node in self._winograd:
-            spec = node.params["dimension_numbers"]
-            flip = spec.lhs_spec[2] != self.plan.layouts[node.inputs[0]].row
-            rows, columns = reversed(spec.rhs_spec[2:]) if flip else spec.rhs_spec[2:]
-            order = (rows, columns, spec.rhs_spec[1], spec.rhs_spec[0])
+        for node, product in self._prepared:
+            order = kernel_order(node, self.plan.layouts[node.inputs[0]])
+            kernel = jnp.transpose(self.evaluate(node.inputs[1]), order)
             weights.append(
-                cells.winograd_weights(jnp.transpose(self.evaluate(node.inputs[1]), order))
+                cells.winograd_weights(kernel)
+                if product is None
+                else prepare_weights(product, kernel)
             )
         return tuple(weights)
 
@@ -162,10 +165,11 @@ class Runner:
             return self.change[value]
         op = self.plan.ops.get(value.node) if value.node is not None else None
         inputs = value.node.inputs if value.node is not None else ()
-        if self.reach == "mask" and value in self.plan.layouts:
+        if self.reach != "geometry" and value in self.plan.layouts:
             layout = self.plan.layouts[value]
             frame = self.change[self.plan.graph.frames]
-            mask = masks.resize_mask(frame, (value.shape[layout.row], value.shape[layout.column]))
+            resized = masks.resize_mask if self.reach == "mask" else masks.cover_mask
+            mask = resized(frame, (value.shape[layout.row], value.shape[layout.column]))
             self.change[value] = mask
             return mask
         moved = [self.mask(v) for v in inputs if v.frame_dependent and v not in self.plan.layouts]
@@ -342,7 +346,7 @@ class Runner:
     def fits(self, state: State) -> bool:
         """Whether a state is of this function."""
         plan = self.plan
-        mine = (plan.names, plan.layers, plan.stored_halos, len(self._winograd))
+        mine = (plan.names, plan.layers, plan.stored_halos, len(self._prepared))
         return (state.names, state.layers, state.halos, len(state.weights)) == mine
 
     def reads(self, state: State, changed: jax.Array) -> dict[Value, jax.Array | None]:
@@ -421,7 +425,8 @@ class Runner:
         weights = state.weights
         if weights:
             weights = lax.cond(self.renew, self._prepare, lambda: state.weights)
-        self.weights = dict(zip(self._winograd, weights, strict=True))
+        nodes = [node for node, _ in self._prepared]
+        self.weights = dict(zip(nodes, weights, strict=True))
         self.caches = list(state.caches)
         self.tolerances = jnp.where(self.renew, 0, state.tolerances)
         new = jnp.where(changed[..., None], frames, state.reference) if composite else frames
@@ -482,9 +487,11 @@ class Runner:
 
     def _segment(self, segment: Segment) -> tuple[jax.Array, jax.Array]:
         """Runs a segment; returns active cells by stream, and whether it ran on whole frames."""
-        self._prefetch(segment)
         slots = [self.slot[value] for value in segment.outputs]
         marked = [self.mask(value) | self.renew | self._due(value) for value in segment.outputs]
+        if segment.on_pixels is not None:
+            return self._on_pixels(segment, segment.on_pixels, marked), jnp.zeros((), bool)
+        self._prefetch(segment)
         active = masks.to_cells(functools.reduce(jnp.logical_or, marked), segment.cell)
         counts = jnp.sum(active, axis=(1, 2), dtype=jnp.int32)
         total = jnp.sum(counts)
@@ -492,18 +499,16 @@ class Runner:
         dense = total > limit
         # A cell may hold positions that are not marked. What they are computed as is what they were
         # but where marks do not follow the geometry: then only what is marked is replaced.
-        held = self.reach == "mask"
+        held = self.reach != "geometry"
         refresh = [held or value in self.plan.compared for value in segment.outputs]
         halos = [self.plan.halos[value] for value in segment.outputs]
         carry = (
             [self.caches[i] for i in slots],
             [jnp.zeros_like(m) if r else m for m, r in zip(marked, refresh, strict=True)],
         )
-        strict = None
-        compared = [value for value in segment.outputs if value in self.plan.compared]
-        if self.exact is not None and compared:
-            parts = [self._exactly(value) for value in compared]
-            strict = masks.to_cells(functools.reduce(jnp.logical_or, parts), segment.cell)
+        strict = self._strict(segment)
+        if strict is not None:
+            strict = masks.to_cells(strict, segment.cell)
 
         def on_frame(carry):
             caches, marks = list(carry[0]), list(carry[1])
@@ -535,6 +540,37 @@ class Runner:
             self.change.update(zip(segment.outputs, carry[1], strict=True))
         return counts, dense
 
+    def _on_pixels(
+        self, segment: Segment, part: PixelSegment, marked: list[jax.Array]
+    ) -> jax.Array:
+        """Runs a segment as one call of the kernel; returns active positions by stream."""
+        layouts, outputs = self.plan.layouts, segment.outputs
+        held = self.reach == "mask"
+        compared = [held or value in self.plan.compared for value in outputs]
+        slots = [self.slot[value] for value in outputs]
+        layout = layouts[outputs[0]]
+        vectors = []
+        for value, channels in part.vectors:
+            node = _broadcast_of(value)
+            array = self.evaluate(value if node is None else node.inputs[0])
+            vectors.append(vector(array, vector_shape(value, layout), layout, channels))
+        maps, moved, counts = update_pixels(
+            part.program(outputs, compared, segment.grid, layouts, self.plan.halos),
+            [self.padded(value) for value in part.maps],
+            [self.weights[node] for node, _ in part.products],
+            vectors,
+            [self.caches[i] for i in slots],
+            marked,
+            tolerances=jnp.stack([self.tolerances[i] for i in slots]),
+            strict=self._strict(segment),
+        )
+        for i, value, cache, mark, change in zip(slots, outputs, maps, marked, moved, strict=True):
+            self.caches[i] = cache
+            self._keep_held(value, mark, change)
+            if not held:
+                self.change[value] = change
+        return counts
+
     # What was held back.
 
     def _exactly(self, value: Value) -> jax.Array:
@@ -550,6 +586,13 @@ class Runner:
             size = (len(rows.first), len(columns.first))
             self.over[key] = mask_through(self.exact, (rows, columns), size)
         return self.over[key]
+
+    def _strict(self, segment: Segment) -> jax.Array | None:
+        """Where the outputs of a segment have no tolerance; None where that is nowhere ever."""
+        compared = [value for value in segment.outputs if value in self.plan.compared]
+        if self.exact is None or not compared:
+            return None
+        return functools.reduce(jnp.logical_or, map(self._exactly, compared))
 
     def _due(self, value: Value) -> jax.Array | bool:
         """Where a value was held back and must not be any longer."""
@@ -638,7 +681,7 @@ class Runner:
             halo = self.plan.halos[value]
             inside = interior(old, halo)
             moved = self.renew | moved_beyond(new, inside, tolerance, axes=range(3, new.ndim))
-            if self.reach == "mask":
+            if self.reach != "geometry":
                 moved &= self.mask(value)
             return write_interior(old, refreshed(moved, new, inside), halo), moved
         axis = self.plan.streams.get(value)

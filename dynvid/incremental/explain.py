@@ -174,7 +174,9 @@ def _row(plan: Plan, node: Node, unit: Any) -> Row:
     else:
         mode, note = "incremental", ""
         if isinstance(unit, Segment):
-            if unit.on_cells is None:
+            if unit.on_pixels is not None:
+                note = f"positions of {unit.grid[0]}x{unit.grid[1]} by the CPU kernel"
+            elif unit.on_cells is None:
                 mode, note = "dense", "its cells would be as large as the frame"
             else:
                 note = f"cells of {unit.cell[0]}x{unit.cell[1]} in {unit.grid[0]}x{unit.grid[1]}"

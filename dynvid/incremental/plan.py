@@ -13,8 +13,10 @@ from dynvid.graph.trace import Graph, Node, Value
 from dynvid.incremental import program
 from dynvid.incremental.cost import Cost, cost_of
 from dynvid.incremental.geometry import Stencil, Table, cells, place
+from dynvid.incremental.pixels import PixelSegment, compile_segment
 from dynvid.incremental.program import Extent, MisalignedError, Program
 from dynvid.incremental.rules import Layout, SpatialOp, Window, spatial_op
+from dynvid.kernels.masked_conv import pixels_run_on
 from dynvid.ops.cells import chunk_size
 
 
@@ -31,6 +33,8 @@ class Segment:
       chunk: How many cells one turn of the loop takes.
       on_cells: How to compute one cell; None where it only runs densely.
       on_frame: How to compute the whole frame.
+      on_pixels: The pixel program that computes single positions in one call; None where the loop
+        over cells does.
       break_even: Above this share of active cells it runs densely.
       macs: Multiply-accumulates of the whole frame, for one stream.
     """
@@ -43,6 +47,7 @@ class Segment:
     chunk: int
     on_cells: Program | None
     on_frame: Program
+    on_pixels: PixelSegment | None
     break_even: float
     macs: int
 
@@ -54,6 +59,8 @@ class Segment:
     @property
     def cell_macs(self) -> int:
         """Multiply-accumulates of one cell, halo included."""
+        if self.on_pixels is not None:
+            return self.macs // (self.grid[0] * self.grid[1])
         return self.on_cells.macs() if self.on_cells is not None else 0
 
 
@@ -195,6 +202,7 @@ class _Planner:
         self.graph = graph
         self.cell = cell
         self.cost = cost
+        self.pixels = pixels_run_on() is not None
         self.count = graph.frames.shape[0]
         self.layouts: dict[Value, Layout] = {graph.frames: Layout(0, 1, 2)}
         self.streams: dict[Value, int] = {}
@@ -397,8 +405,30 @@ def _segment(
         "layouts": planner.layouts,
     }
     on_frame = program.build(outputs, program.whole(*grid), **arguments)
-    pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // grid[0]
     cost = planner.cost
+    on_pixels = None
+    if planner.pixels and not planner.cell and grid != (1, 1):
+        on_pixels = compile_segment(on_frame, outputs, planner.ops, planner.layouts)
+    if on_pixels is not None:
+        try:
+            pixels = Window(cells(grid[0], 1), cells(grid[1], 1))
+            on_cells = program.build(outputs, pixels, **arguments)
+        except MisalignedError:  # every other position of what was upsampled, say
+            on_cells = None
+        return Segment(
+            name=name,
+            nodes=tuple(planner.members[unit]),
+            outputs=tuple(outputs),
+            grid=grid,
+            cell=(1, 1),
+            chunk=1,
+            on_cells=on_cells,
+            on_frame=on_frame,
+            on_pixels=on_pixels,
+            break_even=1.0,
+            macs=on_frame.macs(),
+        )
+    pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // grid[0]
     wished = (planner.cell,) if planner.cell else cost.cells
     small = grid[0] * grid[1] <= cost.single_pixels and not _uses_winograd(on_frame)
     if small and not planner.cell:
@@ -435,6 +465,7 @@ def _segment(
         chunk=chunk,
         on_cells=on_cells,
         on_frame=on_frame,
+        on_pixels=None,
         break_even=_break_even(on_cells, cost) if on_cells is not None else 0.0,
         macs=on_frame.macs(),
     )

@@ -46,7 +46,6 @@ def incremental(
     reach: Reach = "geometry",
     settle: int | None = None,
     rotation: int | None = None,
-    fresh: int | None = None,
     dense_above: float | None = None,
 ) -> VideoFunction:
     """Turns a frame function into one that recomputes only what changed, as `jax.grad` does grads.
@@ -82,6 +81,8 @@ def incremental(
         resized to the layer's grid by the nearest neighbour. So the update mask U^(n) of Zhu et
         al. 2018 (3.2, Eq. 6 and 10) picks what layer n computes, and everything else stays what
         `map_caches` made of it: work is in proportion to the mask however deep the network is.
+        On grids coarser than the mask's own detail the nearest neighbour reads one position of
+        many, and what is small falls through; "cover" marks all positions in which any of it lies.
       settle: After how many frames without a change a block of 8 pixels, and those around it, is at
         rest (3, say): what truncation held back over it is computed once more, in all layers,
         without any; and everywhere once the whole frame is at rest. So no trace of what has left
@@ -92,9 +93,6 @@ def incremental(
         older than that, however faint it moves. None leaves what differs by less than the
         threshold as it is. Where a step gets a mask, that mask alone says what is computed, and
         nothing comes to rest or has its turn.
-      fresh: Truncation holds nothing back over the blocks that changed, nor over so many blocks
-        around them: what moves is always as it is now, and only how far it reaches into its
-        surroundings is limited. None holds back everywhere.
       dense_above: Where more than this share of the blocks changed or lies beside one that did, of
         all streams together, the step is `fn(params, frames)` itself: a camera that pans, a cut,
         another light. Its output is exact, its work dense, and nothing is kept of it, so that it
@@ -125,9 +123,9 @@ def incremental(
     is within its truncation of its layer applied to the cached inputs, at every frame. Outside of
     `state.changes` an output is exactly what it was, on integer-valued networks; on others within
     rounding, as cells are computed whole. With `reference="previous"` and a threshold or a mask,
-    what changed unmarked may come along with its neighbours. With `reach="mask"` approximate
-    because what a change reaches beyond the mask is not computed; exact where all is marked, and
-    exactly the layer-by-layer blend of Eq. 6 elsewhere.
+    what changed unmarked may come along with its neighbours. With `reach="mask"` and `"cover"`
+    approximate because what a change reaches beyond the mask is not computed; exact where all is
+    marked, and exactly the layer-by-layer blend of Eq. 6 elsewhere.
 
     >>> blur = lambda kernel, x: jax.lax.conv_general_dilated(
     ...     x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -154,8 +152,6 @@ def incremental(
     for name, frames_ in (("settle", settle), ("rotation", rotation)):
         if frames_ is not None and not (isinstance(frames_, int) and frames_ >= 1):
             raise ValueError(f"{name} must be a number of frames or None; got {frames_!r}")
-    if fresh is not None and not (isinstance(fresh, int) and fresh >= 0):
-        raise ValueError(f"fresh must be a number of blocks or None; got {fresh!r}")
     if dense_above is not None and not 0 <= dense_above <= 1:
         raise ValueError(f"dense_above must be between 0 and 1 or None; got {dense_above!r}")
     if reach not in get_args(Reach):
@@ -167,7 +163,7 @@ def incremental(
     @jax.jit
     def init(params: Params, frames: jax.Array) -> tuple[State, Any]:
         runner = Runner(plan(params, frames), params)
-        settles = compares and any(x is not None for x in (settle, rotation, fresh))
+        settles = compares and not (settle is None and rotation is None)
         state = runner.init(jnp.asarray(frames), settles=settles)
         state = state.with_settings(threshold=threshold, truncation=truncation)
         if changes is not None:
@@ -204,8 +200,8 @@ def incremental(
             seen, changed, new = changes.step(state.seen, frames, old, state.threshold)
             state = dataclasses.replace(state, seen=seen)
         blocks = masks.to_cells(changed, BLOCK)
-        state, changed, exact = held_back_nowhere(
-            state, new, changed, blocks, settle=settle, rotation=rotation, fresh=fresh
+        state, changed, exact = resting_and_in_turn(
+            state, new, changed, blocks, settle=settle, rotation=rotation
         )
         if dense_above is None:
             return update(state, new, changed, exact)
@@ -234,7 +230,7 @@ def incremental(
     return VideoFunction(init=init, step=step, recalibrate=recalibrate)
 
 
-def held_back_nowhere(
+def resting_and_in_turn(
     state: State,
     frames: jax.Array,
     changed: jax.Array,
@@ -242,9 +238,8 @@ def held_back_nowhere(
     *,
     settle: int | None,
     rotation: int | None,
-    fresh: int | None,
 ) -> tuple[State, jax.Array, jax.Array | None]:
-    """Where truncation holds nothing back: in what changed, what came to rest and whose turn it is.
+    """Where truncation holds nothing back: over what came to rest and what has its turn.
 
     Args:
       state: Before the step.
@@ -253,7 +248,6 @@ def held_back_nowhere(
       blocks: The blocks of `dynvid.ops.refresh.BLOCK` pixels that hold one.
       settle: As of `incremental`.
       rotation: Likewise.
-      fresh: Likewise.
 
     Returns:
       The state with the age of its blocks; the changed pixels, with those that the rotation takes
@@ -264,9 +258,6 @@ def held_back_nowhere(
         settled, quiet = settling(quiet_frames(state.quiet, blocks, settle), settle)
         state = dataclasses.replace(state, quiet=quiet)
         exact.append(settled)
-    if fresh is not None:
-        side = 2 * fresh + 1
-        exact.append(masks.stencil(blocks, window=(side, side), padding=((fresh, fresh),) * 2))
     if rotation is not None:
         turn = blocks_in_turn(state.turn, rotation, blocks.shape[1:])
         state = dataclasses.replace(state, turn=state.turn + 1)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from dynvid.errors import UsageError, one_line
 from dynvid.graph import estimate
-from dynvid.models import actions, driving, ssd, synthetic_detector
+from dynvid.models import actions, driving, flow_detection, ssd, synthetic_detector
+from dynvid.models.flow_detection import FlowDetectionNetworks, load_flow_detection_networks
 from dynvid.models.ssd import VOC_CLASSES, decode_ssd
 from dynvid.models.synthetic_detector import (
     CLASS_NAMES,
@@ -106,6 +107,18 @@ def _synthetic(
     return decode_synthetic(outputs, score_threshold=score_threshold, iou_threshold=iou_threshold)
 
 
+def _rfcn(
+    params: Params,
+    outputs: Detections,
+    *,
+    size: tuple[int, int],
+    score_threshold: float,
+    iou_threshold: float,
+) -> Detections:
+    # It has thinned them itself, as the papers do, to an overlap below any that is asked for.
+    return outputs._replace(valid=outputs.valid & (outputs.scores >= score_threshold))
+
+
 HEADS: dict[str, Head] = {
     "yolox": Head(
         COCO_CLASSES,
@@ -149,6 +162,13 @@ HEADS: dict[str, Head] = {
             multiple=synthetic_detector.STRIDE,
         ),
     ),
+    "rfcn": Head(
+        flow_detection.CLASS_NAMES,
+        _rfcn,
+        Preprocessing(
+            placement="top_left", white=1, longest_side=256, multiple=flow_detection.STRIDE
+        ),
+    ),
 }
 """The detector families by name."""
 
@@ -188,6 +208,8 @@ class Model:
       head: The name of its head where it is a detector, for reports.
       digest: SHA-256 of its files, None of what comes with the package.
       clips: The network stage by stage, where it has checkpoints; None of others.
+      flow_guided: The network in parts, where it comes with those that carry features from frame to
+        frame; None of others.
     """
 
     name: str
@@ -197,6 +219,7 @@ class Model:
     head: str | None = None
     digest: str | None = None
     clips: ClipNetwork | None = None
+    flow_guided: FlowDetectionNetworks | None = None
 
     @property
     def kind(self) -> str:
@@ -296,6 +319,7 @@ def load_model(
     class_names: Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
     limits: Limits | None = None,
+    flow_guided: bool = False,
 ) -> Model:
     """Loads a network, and tells from it what it is for unless that is given.
 
@@ -316,6 +340,8 @@ def load_model(
       size: (height, width) of the network's input, where the file leaves it open; as the network
         was trained where None.
       limits: What a file may ask for; the usual ones where None.
+      flow_guided: Whether the detector that comes with the package is to be the one whose features
+        can be carried from frame to frame.
 
     Returns:
       The model, which fits the frames.
@@ -327,9 +353,11 @@ def load_model(
     'synthetic head'
     >>> load_model(None, frame_size=(480, 640), task="segmentation").kind
     'segmentation'
+    >>> load_model(None, frame_size=(256, 256), flow_guided=True).kind
+    'rfcn head'
     """
     _check_names(task, head, pixels)
-    clips = None
+    clips = parts = None
     if path is None and task == ActionRecognition.name:
         clips, params = actions.load_action_network()
         file = _File(
@@ -341,6 +369,13 @@ def load_model(
             "shipped segmenter", networks.segment, networks.params[0], None, None,
             task=_street(driving.CLASS_NAMES, frame_size),
         )  # fmt: skip
+    elif path is None and flow_guided:
+        parts = load_flow_detection_networks()
+        multiple = flow_detection.STRIDE
+        height, width = (-(-side // multiple) * multiple for side in frame_size)
+        file = _File(
+            "shipped flow-guided detector", _whole(parts), parts.params, (height, width), "rfcn"
+        )
     elif path is None:
         network, params = load_synthetic_detector()
         # It knows objects by their size in pixels: frames keep theirs, rounded up to whole cells.
@@ -361,7 +396,9 @@ def load_model(
                 f"got {size[1]}x{size[0]}"
             )
         file = dataclasses.replace(file, size=size)
-    model = dataclasses.replace(_fit(file, frame_size, task, head, pixels), clips=clips)
+    model = dataclasses.replace(
+        _fit(file, frame_size, task, head, pixels), clips=clips, flow_guided=parts
+    )
     model.check_cost(frame_size, limits or Limits())
     if class_names is not None:
         named: Any = model.task
@@ -410,6 +447,16 @@ def _frame_by_frame(network: ClipNetwork) -> Callable[[Params, jax.Array], jax.A
     """A network of clips on frames by themselves: clips of one frame, in full."""
     route = make_route(((0,),), depth=network.depth, scheme="input")
     return lambda params, images: checkpoint_logits(network, params, images[:, None], route)[:, -1]
+
+
+def _whole(parts: FlowDetectionNetworks) -> Callable[[Params, jax.Array], Detections]:
+    """Feature and detection network in one, frame by frame."""
+
+    def network(params: Params, images: jax.Array) -> Detections:
+        size = (images.shape[1], images.shape[2])
+        return parts.detect(params[3], parts.features(params[0], images), size)
+
+    return network
 
 
 def _check_names(task: str | None, head: str | None, pixels: str | None) -> None:

@@ -150,7 +150,9 @@ def spynet_flow(stride: int) -> Callable[[Any, jax.Array, jax.Array], Motion]:
     return flow
 
 
-def camvid(*, levels: int = 1, grid: tuple[int, int] = (1, 2), overlap: int = 8) -> Subject:
+def camvid(
+    *, levels: int = 1, grid: tuple[int, int] = (1, 2), overlap: int = 8, decisions: bool = True
+) -> Subject:
     """The second half of the CamVid drive with ESPNet and SPyNet, decisions learned on the first.
 
     Args:
@@ -158,6 +160,7 @@ def camvid(*, levels: int = 1, grid: tuple[int, int] = (1, 2), overlap: int = 8)
       grid: Of regions: a left and a right one by default, as the paper divides for DeepLab-v2,
         since ESPNet needs to see more than a quarter of a frame.
       overlap: Of regions, pixels.
+      decisions: Whether a decision network is learned too, which takes longest.
     """
     frames, labels = read_camvid()
     _, espnet_params = load_espnet(DATA / "weights/espnet/espnet_p_2_q_8_camvid.pth")
@@ -177,6 +180,8 @@ def camvid(*, levels: int = 1, grid: tuple[int, int] = (1, 2), overlap: int = 8)
     )
     flow = fine_tuned_flow(subject, frames[:CALIBRATION])
     subject = dataclasses.replace(subject, params=subject.params._replace(flow=flow))
+    if not decisions:
+        return subject
     decide, decision, _ = learned_decisions(subject, frames[:CALIBRATION])
     return dataclasses.replace(
         subject, decide=decide, params=subject.params._replace(decision=decision)

@@ -6,11 +6,13 @@ import math
 import signal
 
 import imageio.v3 as iio
+import jax
 import numpy as np
 import pytest
 
 import dynvid
 from dynvid.cli import main
+from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.measures import Measures
 from dynvid.ops.boxes import Detections
 from dynvid.runner import FrameResult
@@ -55,7 +57,7 @@ def test_run_writes_video_picture_and_report(folder, tmp_path, capsys):
     assert report["fraction_of_ideal"] == pytest.approx(ratio * report["mac_fraction"])
     assert 0 <= report["max_abs_difference_at_reference"] < report["max_abs_output_at_reference"]
     assert 0 <= report["detection_agreement"] <= 1
-    assert (report["threshold"], report["truncation"]) == (15, 0.5)
+    assert (report["threshold"], report["truncation"]) == (8, 0.3)
     assert not report["interrupted"]
     series = report["per_frame"]
     assert series["mac_fraction"][0] == 1
@@ -72,11 +74,17 @@ def test_run_writes_video_picture_and_report(folder, tmp_path, capsys):
     assert iio.imread(out / "report.png").shape[0] > 300
 
 
-def test_audits_say_what_was_promised_kept_and_spent(folder, tmp_path, capsys):
+def test_audits_say_what_was_promised_kept_and_spent(tmp_path, capsys):
+    scene = synthetic_scene(jax.random.key(4), size=(SIDE, SIDE), objects=3)
+    (tmp_path / "scene").mkdir()
+    for t in range(5):
+        iio.imwrite(tmp_path / "scene" / f"{t}.png", np.asarray(render(scene, t).frame))
     out = tmp_path / "audited"
-    command = ["run", str(folder), "--audit", "2", "--truncation", "4", "--out", str(out)]
+    command = ["run", str(tmp_path / "scene"), "--audit", "2", "--out", str(out)]
     assert main(command) == 0
-    assert "2 audits, F1 against dense, same frame; asked for 0.9" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "F1 against dense, same frame; asked for 0.9" in printed
+    assert "of 2 audits in a row; 2 in all" in printed
     report = json.loads((out / "report.json").read_text())
     audit = report["audit"]
     assert (audit["every"], audit["target"], audit["audits"]) == (2, 0.9, 2)
@@ -87,7 +95,7 @@ def test_audits_say_what_was_promised_kept_and_spent(folder, tmp_path, capsys):
     least = min(x for x in series["factor"] if x is not None)
     assert audit["factor"]["least"] == pytest.approx(least)
     # The dense network on these frames is work too.
-    assert all(series["mac_fraction"][t] > 1 for t in (2, 4))
+    assert all(series["mac_fraction"][t] >= 1 for t in (2, 4))
     assert iio.imread(out / "report.png").shape[0] > 900
 
 

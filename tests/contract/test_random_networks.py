@@ -168,7 +168,7 @@ def networks(draw):
 
 @given(networks(), st.integers(0, 2**32 - 1), st.sampled_from([None, None, 1, 3, 4]))
 @settings(
-    max_examples=20,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -238,12 +238,12 @@ def test_the_reference_never_strays_further_than_the_rule_allows(seed, threshold
         frames=len(gains), size=(45, 70), sigma=sigma, gain=gains.__getitem__, seed=seed
     )
     for seen, changed, taken, reference in follow(frames, threshold):
-        most = max(threshold, min(8.0 * float(seen.noise.max()), 30.0))
-        most_mean = max(0.3 * threshold, min(5.0 * float(seen.mean_noise.max()), 9.0))
+        most = min(max(threshold, 8.0 * float(seen.noise.max())), 3 * threshold)
+        most_mean = min(max(threshold, 5.0 / 0.3 * float(seen.mean_noise.max())), 3 * threshold)
         signed = taken.astype(int) - reference.astype(int)
         assert np.abs(signed).max() < max(most, 1)
         means = np.abs(signed[:, :44, :68].reshape(1, 11, 4, 17, 4, 3).mean((2, 4, 5)))
-        assert means.max() < max(most_mean, 1 / 48)
+        assert means.max() < max(0.3 * most_mean, 1 / 48)
         whole = np.pad(changed, ((0, 0), (0, 3), (0, 2)), mode="edge").reshape(1, 6, 8, 9, 8)
         np.testing.assert_array_equal(whole.all((2, 4)), whole.any((2, 4)))
 
