@@ -526,6 +526,14 @@ def _fit(
     pixels: str | None,
 ) -> Model:
     """The model that a file is, checked against frames of a size."""
+    if task == Measuring.name and head is None:
+        own = file.task.preprocessing if file.task is not None else None
+        if own is None:
+            own = HEADS[file.head].preprocessing if file.head else PIXELS[pixels or "unit"]
+        measuring = Measuring(preprocessing=dataclasses.replace(own, size=file.size or own.size))
+        model = Model(file.name, file.network, file.params, measuring, digest=file.digest)
+        model.check(frame_size)
+        return model
     if file.head is not None and task not in (None, Detection.name):
         raise UsageError(f"{file.name} is a detector, not a network of {task}")
     if file.task is not None:
@@ -542,12 +550,6 @@ def _fit(
             raise UsageError(f"--pixels is for models that are no detectors; {file.name} is one")
         outlines = task == InstanceSegmentation.name
         model = _detector(file, head or file.head or "", outlines=outlines)
-        model.check(frame_size)
-        return model
-    if task == Measuring.name:
-        preprocessing = dataclasses.replace(PIXELS[pixels or "unit"], size=file.size)
-        model = Model(file.name, file.network, file.params, Measuring(preprocessing=preprocessing),
-                      digest=file.digest)  # fmt: skip
         model.check(frame_size)
         return model
     exported = _exported(file)
