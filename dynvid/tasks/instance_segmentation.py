@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from dynvid.models.yolo_heads import Instances
+from dynvid.ops.boxes import Detections
 from dynvid.tasks.detection import Detection
 from dynvid.types import Agreement, Output, Params
 from dynvid.video.draw import draw_instances
@@ -32,7 +33,11 @@ class InstanceSegmentation(Detection):
             score_threshold=self.score_threshold,
             iou_threshold=self.iou_threshold,
         )
-        return Instances(geometry.to_frame(found.detections), found.masks)
+        return Instances(self.of_interest(geometry.to_frame(found.detections)), found.masks)
+
+    def rows(self, result: Instances) -> Detections:
+        """The valid detections of one frame, best first."""
+        return super().rows(result.detections)
 
     def compare(self, expected: Instances, found: Instances) -> Agreement:
         """The F1 score of one run's boxes against the other's: see `detection_f1`."""
