@@ -471,7 +471,8 @@ def main(config: Config) -> None:
     _, figures = train(config)
     figures["bytes"] = config.output.stat().st_size
     results = read_json(config.results)
-    results["training, moving objects"] = machine() | figures
+    seeds = results.get("training, moving objects", {})
+    results["training, moving objects"] = seeds | machine() | {f"seed {config.seed}": figures}
     write_json(config.results, results)
 
 
