@@ -97,7 +97,7 @@ def small_flow_detector(*, rngs: nnx.Rngs) -> FlowDetector:
     depth = 96
     return FlowDetector(
         FeatureNetwork(
-            depths=(2, 3, 6, 1), width=16, features=depth, dilation=2, block="basic", rngs=rngs
+            depths=(2, 2, 4, 1), width=16, features=depth, dilation=2, block="basic", rngs=rngs
         ),
         CorrelationFlowNetwork(rngs=rngs),
         EmbeddingNetwork(depth=depth, hidden=32, embedding=64, rngs=rngs),

@@ -386,10 +386,11 @@ def _correlation(x: jax.Array, others: jax.Array, reach: int) -> jax.Array:
     height, width = x.shape[1:3]
     padded = jnp.pad(others, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     shifts = range(2 * reach + 1)
-    return jnp.stack(
-        [jnp.sum(x * padded[:, i : i + height, j : j + width], -1) for i in shifts for j in shifts],
-        -1,
-    )
+    # Whole rows against whole rows, of which diagonals are kept, are matrix products.
+    rows = jnp.stack([padded[:, i : i + height] for i in shifts], 2)
+    products = jnp.einsum("nhwc,nhivc->nhiwv", x, rows)
+    own = [jnp.diagonal(products[..., j : j + width], axis1=-2, axis2=-1) for j in shifts]
+    return jnp.stack(own, 3).swapaxes(2, 4).swapaxes(3, 4).reshape(*x.shape[:3], -1)
 
 
 def _halved(x: jax.Array) -> jax.Array:

@@ -80,8 +80,8 @@ class Config:
     held_out: int = 256  # more pairs, to judge by
     flow_steps: int = 2400
     classification_steps: int = 300
-    detection_steps: int = 1800
-    consistency_steps: int = 150
+    detection_steps: int = 2400
+    consistency_steps: int = 250
     joint_steps: int = 450
     penalty_weight: float = 2.0  # lambda
     penalty: Literal["mean", "sum"] = "mean"
@@ -328,14 +328,20 @@ def judge(network: FlowDetector, data: dict[str, jax.Array], *, chunk: int = 8) 
 
 def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
     """The whole recipe; returns the networks and what there is to say of them."""
-    seconds: dict[str, float] = {}
     judged: dict[str, Any] = {}
+    # By stage, of the clock and of all processors; those before a resumption count.
+    kept = None if config.checkpoints is None else config.checkpoints / "seconds.json"
+    seconds: dict[str, list[float]] = {} if kept is None else read_json(kept)
 
     def timed(name: str, what: Any) -> Any:
-        started = time.perf_counter()
+        started = time.perf_counter(), time.process_time()
         result = what()
-        seconds[name] = round(time.perf_counter() - started, 1)
-        console.print(f"{name}: {seconds[name]} s")
+        spent = time.perf_counter() - started[0], time.process_time() - started[1]
+        before = seconds.get(name, (0, 0))
+        seconds[name] = [round(a + b, 1) for a, b in zip(before, spent, strict=True)]
+        if kept is not None:
+            write_json(kept, seconds)
+        console.print(f"{name}: {seconds[name][0]} s")
         return result
 
     key = jax.random.key(config.seed)
@@ -396,7 +402,7 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
         "consistency",
         lambda: train_stage(
             config, "consistency", network.flow, {None: quality_loss}, data,
-            steps=config.consistency_steps, rate=1e-3,
+            steps=config.consistency_steps, rate=1e-2,
         ),
     )  # fmt: skip
 
@@ -421,8 +427,10 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
     judge_now("joint")
     return network, {
         "held_out": judged,
-        "seconds": seconds,
-        "seconds_together": round(sum(seconds.values()), 1),
+        "seconds": {name: clock for name, (clock, _) in seconds.items()},
+        "processor_seconds": {name: processors for name, (_, processors) in seconds.items()},
+        "seconds_together": round(sum(clock for clock, _ in seconds.values()), 1),
+        "processor_seconds_together": round(sum(spent for _, spent in seconds.values()), 1),
         "config": {
             k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, int | float)
         } | {"penalty": config.penalty},
@@ -440,6 +448,17 @@ def save(network: FlowDetector, path: pathlib.Path) -> None:
     }
     with part_file(path) as part, part.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load(network: FlowDetector, path: pathlib.Path) -> None:
+    """Gives a network the weights in a file that `save` wrote of one of its structure."""
+    params = detection_networks(network).params
+    with np.load(path) as file:
+        arrays = [jnp.asarray(file[name], leaf.dtype) for name, leaf in named_leaves(params)]
+    parts = (network.features, network.flow, network.embedding, network.detector)
+    given = jax.tree.unflatten(jax.tree.structure(params), arrays)
+    for part, state in zip(parts, given, strict=True):
+        nnx.update(part, state)
 
 
 def main(config: Config) -> None:
