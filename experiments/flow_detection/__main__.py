@@ -55,6 +55,7 @@ WEIGHTS = pathlib.Path("runs/flow_detection/networks.npz")
 
 PERIODS = (2, 5, 10, 20)
 GAMMAS = (0.05, 0.1, 0.2, 0.4)
+TAUS = (-math.inf, 0.0, 0.5, 1.0, 1.5)
 MARGINS = (0.0, 0.05, 0.15)
 WINDOW = (5, 5)
 
@@ -198,23 +199,16 @@ def area(params: FlowDetectionParams, options: Options) -> Any:
     return pictures.draw_areas(Contestant(system("c3"), params), clips, FOLDER / "figure2.png")
 
 
-def penalty(params: FlowDetectionParams, options: Options) -> Any:
-    """Lambda (Figure 5): the joint stage of seed 0 trained with others, whatever there are.
-
-    Each from a copy of the checkpoints of seed 0 without those of the joint stage:
-    `train --checkpoints COPY --penalty-weight 0.5 --output runs/flow_detection/penalty_0.5.npz`.
-    """
+def share(params: FlowDetectionParams, options: Options) -> Any:
+    """How much is updated (Figure 5), by tau; the paper trains with one lambda after another."""
     clips = _some(moving_objects(), options)
-    trainings = {2.0: params} | {
-        float(path.stem.removeprefix("penalty_")): load_params(path)
-        for path in sorted(WEIGHTS.parent.glob("penalty_*.npz"))
-    }
     contestants = {"per-frame": Contestant(system("per-frame"), params)}
-    for row, period in (("c2", 10), ("c3", None)):
-        contestants |= {
-            f"{row}, lambda = {weight:g}": Contestant(system("c3"), found, period=period)
-            for weight, found in sorted(trainings.items())
-        }
+    contestants |= {
+        f"c2, tau = {tau:g}": Contestant(
+            system("c3"), params, {"consistency_threshold": tau}, period=10
+        )
+        for tau in TAUS
+    }
     return judged(compete(contestants, clips.frames), clips, base="per-frame")
 
 
@@ -231,9 +225,9 @@ def agreement(params: FlowDetectionParams, options: Options) -> Any:
 
 
 SEEDED: dict[str, Case] = {
-    case.__name__: case for case in (methods, oracle, adaptive, pan, ambiguity)
+    case.__name__: case for case in (methods, share, oracle, adaptive, pan, ambiguity)
 }
-OF_ONE: dict[str, Case] = {case.__name__: case for case in (area, penalty)}
+OF_ONE: dict[str, Case] = {case.__name__: case for case in (area,)}
 UNTRAINED: dict[str, Case] = {case.__name__: case for case in (motion, agreement)}
 
 

@@ -41,9 +41,8 @@ def main(folder: pathlib.Path) -> None:
         save_figure(speed_accuracy(found), folder / "figure3.png")
         save_figure(recursion(found), folder / "figure4.png")
         save_figure(periods(found), folder / "figure6.png")
-    if "penalty" in results:
-        found = averaged(results["penalty"]["seeds"])
-        save_figure(penalties(found), folder / "figure5.png")
+    if "share" in results:
+        save_figure(shares(averaged(results["share"]["seeds"])), folder / "figure5.png")
     if "oracle" in results:
         save_figure(schedules(averaged(results["oracle"]["seeds"])), folder / "figure7.png")
     if "adaptive" in results:
@@ -128,12 +127,12 @@ def recursion(found: Figures) -> Figure:
     return figure
 
 
-def penalties(found: Figures) -> Figure:
-    """Lambda: how much is updated, and what it brings."""
+def shares(found: Figures) -> Figure:
+    """How much is updated, and what it brings."""
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
     axis = figure.subplots()
-    _against(axis, lines(found, ("per-frame", "c2", "c3")), "speedup")
-    axis.set(xlabel="times as fast as per-frame (lambda written beside)")
+    _against(axis, lines(found, ("per-frame", "c2")), "speedup")
+    axis.set(xlabel="times as fast as per-frame (tau written beside)")
     return figure
 
 
