@@ -54,8 +54,11 @@ RESULTS = FOLDER / "results.json"
 WEIGHTS = pathlib.Path("runs/flow_detection/networks.npz")
 
 PERIODS = (2, 5, 10, 20)
-GAMMAS = (0.05, 0.1, 0.2, 0.4)
-TAUS = (-math.inf, 0.0, 0.5, 1.0, 1.5)
+GAMMAS = (0.02, 0.05, 0.1)
+TAU, GAMMAS_OF_TAU = 0.9, (0.15, 0.25, 0.4)
+"""Where Q calls a quarter of positions poor instead of a twentieth."""
+
+TAUS = (-math.inf, 0.0, 0.6, 0.9, 1.2)
 MARGINS = (0.0, 0.05, 0.15)
 WINDOW = (5, 5)
 
@@ -92,8 +95,15 @@ def _rows(params: FlowDetectionParams) -> dict[str, Contestant]:
     rows |= {f"DFF, l = {p}": Contestant(system("DFF"), params, {"threshold": p}) for p in PERIODS}
     rows |= {f"c1, l = {p}": Contestant(adaptive, params, never, period=p) for p in PERIODS}
     rows |= {f"c2, l = {p}": Contestant(adaptive, params, period=p) for p in PERIODS}
+    rows |= {f"c3, gamma = {g:g}": Contestant(adaptive, params, {"threshold": g}) for g in GAMMAS}
+    more = {"consistency_threshold": TAU}
+    rows |= {
+        f"c2 of tau {TAU:g}, l = {p}": Contestant(adaptive, params, more, period=p)
+        for p in PERIODS[1:]
+    }
     return rows | {
-        f"c3, gamma = {g:g}": Contestant(adaptive, params, {"threshold": g}) for g in GAMMAS
+        f"c3 of tau {TAU:g}, gamma = {g:g}": Contestant(adaptive, params, more | {"threshold": g})
+        for g in GAMMAS_OF_TAU
     }
 
 
@@ -105,7 +115,7 @@ def methods(params: FlowDetectionParams, options: Options) -> Any:
         f"c1 without recursion, l = {p}": dataclasses.replace(
             contestants[f"c1, l = {p}"], recursive=False
         )
-        for p in PERIODS[:3]
+        for p in PERIODS[1:3]
     }
     return judged(compete(contestants, clips.frames), clips, base="per-frame")
 

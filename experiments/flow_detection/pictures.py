@@ -22,6 +22,8 @@ COLORS = {
     "c1": "#56b4e9",
     "c2": "#0072b2",
     "c3": "#d55e00",
+    "c2 of tau": "#0072b2",
+    "c3 of tau": "#d55e00",
     "c3 by residual": "#009e73",
     "c1 without recursion": "#999999",
     "oracle": "#cc79a7",
@@ -89,7 +91,8 @@ def _against(
         rows = sorted(rows, key=lambda row: row[x])
         across = [(100 if percent else 1) * row[x] for row in rows]
         axis.plot(
-            across, [row["map"] for row in rows], "o-" if len(rows) > 1 else "D",
+            across, [row["map"] for row in rows],
+            "D" if len(rows) == 1 else "s--" if "tau" in name else "o-",
             color=COLORS[name], label=name, markersize=4,
         )  # fmt: skip
         if len(rows) > 1:
@@ -107,7 +110,7 @@ def speed_accuracy(found: Figures) -> Figure:
     """All methods: mAP against speed, and against multiply-accumulates."""
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    families = ("per-frame", "FGFA", "DFF", "c1", "c2", "c3", "c3 by residual")
+    families = ("per-frame", "FGFA", "DFF", "c1", "c2", "c2 of tau", "c3", "c3 of tau")
     chosen = lines(found, families)
     _against(left, chosen, "speedup")
     left.set(xlabel="times as fast as per-frame", xscale="log")
@@ -169,7 +172,7 @@ def against_keys(found: Figures) -> Figure:
     """MAP against key frames: fixed and adaptive."""
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    chosen = lines(found, ("c2", "c3", "c3 by residual"))
+    chosen = lines(found, ("c2", "c2 of tau", "c3", "c3 of tau"))
     for axis, x, label in (
         (left, "keys", "key frames, %"),
         (right, "macs", "MACs, % of per-frame"),
