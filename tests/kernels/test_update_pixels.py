@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynvid.kernels.masked_conv import pixels_run_on, prepare_weights, update_pixels
+from dynvid.kernels.masked_conv import (
+    cpu,
+    cpu_objects,
+    pixels_run_on,
+    prepare_weights,
+    update_pixels,
+)
 from dynvid.kernels.masked_conv.pixels import (
     Formula,
     Instruction,
@@ -372,3 +378,59 @@ def test_an_implementation_that_does_not_run_here_is_refused():
             tolerances=jnp.zeros((1, STREAMS)),
             implementation="tpu",
         )
+
+
+def test_it_runs_inside_scan_and_vmap():
+    case = Case("3x3")
+    options = {"tolerances": jnp.zeros((1, STREAMS))}
+    marked = jnp.stack([marks(which, case.generator) for which in ("odd", "one", "full")])
+
+    @jax.jit
+    def scanned(previous, marked):
+        def turn(previous, mark):
+            out, moved, _ = update_pixels(
+                case.program, case.sources, case.prepared, case.vectors, previous, [mark], **options
+            )
+            return out, moved[0]
+
+        return jax.lax.scan(turn, previous, marked)
+
+    @jax.jit
+    @jax.vmap
+    def mapped(mark):
+        return update_pixels(
+            case.program,
+            case.sources,
+            case.prepared,
+            case.vectors,
+            case.previous,
+            [mark],
+            **options,
+        )[0][0]
+
+    previous = case.previous
+    for mark, one in zip(marked, mapped(marked), strict=True):
+        np.testing.assert_array_equal(one, case.both([mark])[1][0][0])
+        previous = case.found(
+            case.sources, case.prepared, case.vectors, previous, [mark], strict=None, **options
+        )[0]
+    np.testing.assert_array_equal(scanned(case.previous, marked)[0][0], previous[0])
+
+
+def test_what_does_not_work_is_left_alone_with_one_warning(monkeypatch):
+    monkeypatch.setattr(cpu, "_Library", lambda: None)
+    monkeypatch.setattr(cpu, "_self_test", lambda loaded: "planted")
+    with pytest.warns(RuntimeWarning, match="the CPU kernels do not work here.*planted"):
+        assert cpu.library.__wrapped__() is None
+
+    def fail():
+        raise OSError("planted")
+
+    monkeypatch.setattr(cpu, "_Library", fail)
+    with pytest.warns(RuntimeWarning, match="planted"):
+        assert cpu.library.__wrapped__() is None
+
+
+def test_a_processor_that_nothing_was_written_for_goes_without_a_word(monkeypatch):
+    monkeypatch.setattr(cpu_objects, "host", lambda: None)
+    assert cpu.library.__wrapped__() is None

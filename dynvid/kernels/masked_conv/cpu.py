@@ -50,7 +50,8 @@ class _Library:
         if host is None:
             raise NotImplementedError("no vector code for this processor")
         self.host = host
-        engine = cpu_objects.load("masked_conv", _source_of_kernels(), lambda: _kernels(host))
+        source = f"{_source_of_kernels()}\n{host}"
+        engine = cpu_objects.load("masked_conv", source, lambda: _kernels(host))
         self.table = (ctypes.c_int64 * 16).from_address(
             engine.get_global_value_address("dynvid_table")
         )
