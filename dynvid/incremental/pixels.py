@@ -57,6 +57,7 @@ class PixelSegment:
         outputs: Sequence[Value],
         compared: Sequence[bool],
         grid: tuple[int, int],
+        cell: tuple[int, int],
         layouts: dict[Value, Layout],
         halos: Halos,
     ) -> PixelProgram:
@@ -66,6 +67,7 @@ class PixelSegment:
           outputs: The values that the segment keeps.
           compared: Which of them are compared with what is kept.
           grid: Rows and columns of them.
+          cell: Rows and columns of what is compared as a whole.
           layouts: The layout of every stored value.
           halos: Its halo.
         """
@@ -82,6 +84,7 @@ class PixelSegment:
             steps=self.steps,
             outputs=tuple(map(Output, self.values, compared)),
             places=tuple(map(source, outputs)),
+            cell=cell,
         )
 
 

@@ -35,6 +35,7 @@ class Segment:
       on_frame: How to compute the whole frame.
       on_pixels: The pixel program that computes single positions in one call; None where the loop
         over cells does.
+      compared_cell: Rows and columns of what a pixel program compares with the cache as a whole.
       break_even: Above this share of active cells it runs densely.
       macs: Multiply-accumulates of the whole frame, for one stream.
     """
@@ -48,6 +49,7 @@ class Segment:
     on_cells: Program | None
     on_frame: Program
     on_pixels: PixelSegment | None
+    compared_cell: tuple[int, int]
     break_even: float
     macs: int
 
@@ -424,12 +426,14 @@ def _segment(
             on_cells=on_cells,
             on_frame=on_frame,
             on_pixels=on_pixels,
+            # Truncation by cells keeps more of what matters at the same arithmetic.
+            compared_cell=(1, 1) if _is_small(grid, cost) else (cost.cells[0],) * 2,
             break_even=1.0,
             macs=on_frame.macs(),
         )
     pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // grid[0]
     wished = (planner.cell,) if planner.cell else cost.cells
-    small = grid[0] * grid[1] <= cost.single_pixels and not _uses_winograd(on_frame)
+    small = _is_small(grid, cost) and not _uses_winograd(on_frame)
     if small and not planner.cell:
         wished = (1, *wished)
     on_cells = None
@@ -465,9 +469,14 @@ def _segment(
         on_cells=on_cells,
         on_frame=on_frame,
         on_pixels=None,
+        compared_cell=cell,
         break_even=_break_even(on_cells, cost) if on_cells is not None else 0.0,
         macs=on_frame.macs(),
     )
+
+
+def _is_small(grid: tuple[int, int], cost: Cost) -> bool:
+    return grid[0] * grid[1] <= cost.single_pixels
 
 
 def _uses_winograd(part: Program) -> bool:

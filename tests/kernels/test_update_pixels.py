@@ -1,5 +1,6 @@
 """Pixel programs: every implementation against the reference, bit for bit on integers."""
 
+import dataclasses
 import functools
 import threading
 
@@ -187,8 +188,9 @@ def marks(which, generator):
 class Case:
     """A program with integers to run it on."""
 
-    def __init__(self, name, *, strict=False, seed=0):
-        self.program, kernels, vectors = PROGRAMS[name]
+    def __init__(self, name, *, strict=False, seed=0, cell=(1, 1)):
+        chosen, kernels, vectors = PROGRAMS[name]
+        self.program = dataclasses.replace(chosen, cell=cell)
         self.generator = np.random.default_rng(seed)
         self.sources = [self.map(source) for source in self.program.sources]
         self.kernels = [self.integers(*shape) for shape in kernels]
@@ -224,6 +226,17 @@ class Case:
 @pytest.fixture(scope="module", params=PROGRAMS)
 def case(request):
     return Case(request.param)
+
+
+@pytest.mark.parametrize("cell", [(2, 2), (1, 4), (4, 1)])
+def test_cells_are_replaced_as_a_whole(cell):
+    case = Case("3x3", cell=cell)
+    marked = marks("odd", case.generator) | marks("one stream", case.generator)
+    _, (moved,), _ = case.check([marked], tolerance=40.0)
+    _, (single,), _ = Case("3x3").check([marked], tolerance=40.0)
+    assert (single <= moved).all()
+    assert (moved <= marked).all()
+    assert single.sum() < moved.sum() < marked.sum()
 
 
 @pytest.mark.parametrize("which", ["none", "one", "odd", "borders", "one stream", "full"])

@@ -23,6 +23,8 @@ JOB_WORDS = 16
 
 _CHUNK_BYTES = 1 << 17  # the values of a chunk stay in a second-level cache
 _MOST_PIXELS = 96
+_SIGN = -(1 << 31)
+_POSITION = (1 << 31) - 1
 _WORTH_SHARING = 1 << 20  # multiply-accumulates: some twenty microseconds
 
 _WORD, _HALF, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(8)
@@ -204,8 +206,8 @@ def _find(part, job, values, stream, positions, count, addresses):
     offset_x = _word(part + 8 * at.OFFSET_COLUMNS)
     repeat_x = _word(part + 8 * at.REPEAT_COLUMNS)
     for i in range(count):
-        y = _along(_word(positions + 16 * i), stride_y, offset_y, repeat_y)
-        x = _along(_word(positions + 16 * i + 8), stride_x, offset_x, repeat_x)
+        y = _along(_word(positions + 24 * i), stride_y, offset_y, repeat_y)
+        x = _along(_word(positions + 24 * i + 8), stride_x, offset_x, repeat_x)
         _put_word(addresses + 8 * i, base + line * y + deep * x)
 
 
@@ -236,8 +238,8 @@ def _point(step, part, table, rows, firsts, positions, count, nothing):
         address = _word(firsts + 8 * pixel)
         slot = table + 8 * lane
         if bordered:
-            y = _word(positions + 16 * pixel) * stride_y + offset_y
-            left = _word(positions + 16 * pixel + 8) * stride_x + offset_x
+            y = _word(positions + 24 * pixel) * stride_y + offset_y
+            left = _word(positions + 24 * pixel + 8) * stride_x + offset_x
             for a in range(high):
                 for b in range(wide):
                     x = left + b * apart_x
@@ -391,32 +393,42 @@ def _keep(number, record, job, table, values, stream, positions, count):
     line = deep * _word(record + 8 * at.OUT_COLUMNS)
     base += line * (stream * _word(record + 8 * at.OUT_ROWS) + _word(record + 8 * at.OUT_TOP))
     base += deep * _word(record + 8 * at.OUT_LEFT)
-    for i in range(count):
-        row = _word(positions + 16 * i)
-        column = _word(positions + 16 * i + 8)
-        place = base + line * row + deep * column
-        write = True
-        if compared:
+    i = 0
+    while i < count:
+        end = i + 1
+        while end < count and _word(positions + 24 * end + 16) == 0:
+            end += 1  # a cell is replaced as a whole
+        write = compared == 0
+        n = i
+        while n < end and not write:
+            row = _word(positions + 24 * n)
+            column = _word(positions + 24 * n + 8)
             position = row * columns + column
-            least = tolerance
-            if strict >= 0 and _byte(strict + position):
-                least = np.float32(0)
-            write = (
-                _byte(marks + position) != 0
-                and _call_differs(differs, value, place, channels, least) != 0
-            )
-            if write:
-                _put_byte(moved + position, 1)
+            if _byte(marks + position):
+                least = tolerance
+                if strict >= 0 and _byte(strict + position):
+                    least = np.float32(0)
+                place = base + line * row + deep * column
+                new = value + stride * n
+                write = _call_differs(differs, new, place, channels, least) != 0
+            n += 1
         if write:
-            _copy(place, value, deep)
-        value += stride
+            for n in range(i, end):
+                row = _word(positions + 24 * n)
+                column = _word(positions + 24 * n + 8)
+                position = row * columns + column
+                if compared == 0 or _byte(marks + position):
+                    _copy(base + line * row + deep * column, value + stride * n, deep)
+                    if compared:
+                        _put_byte(moved + position, 1)
+        i = end
 
 
 @njit(**_options)
 def _scratch_bytes(description, size):
     """The memory that a thread needs for chunks of `size` positions."""
     return (
-        24 * size
+        32 * size
         + 8 * size * _word(description + 8 * at.MOST_RUNS)
         + 8 * _word(description + 8 * at.MOST_RUNS)
         + (16 + 8 * size) * _word(description + 8 * at.MOST_LEAVES)
@@ -439,7 +451,7 @@ def _chunk(job, number, scratch):
     most_runs = _word(description + 8 * at.MOST_RUNS)
     most_leaves = _word(description + 8 * at.MOST_LEAVES)
     positions = scratch
-    pointers = positions + 16 * size
+    pointers = positions + 24 * size
     lengths = pointers + 8 * size * most_runs
     firsts = lengths + 8 * most_runs
     leaves = firsts + 8 * size
@@ -451,10 +463,12 @@ def _chunk(job, number, scratch):
     columns = _word(description + 8 * at.COLUMNS)
     listed = _word(job + 8 * JOB_LIST) + 4 * start
     for i in range(count):
-        position = np.int64(_half(listed + 4 * i))
+        entry = np.int64(_half(listed + 4 * i))
+        position = entry & _POSITION
         row = position // columns
-        _put_word(positions + 16 * i, row)
-        _put_word(positions + 16 * i + 8, position - row * columns)
+        _put_word(positions + 24 * i, row)
+        _put_word(positions + 24 * i + 8, position - row * columns)
+        _put_word(positions + 24 * i + 16, entry < 0)
     step = description + 8 * _word(description + 8 * at.AT_STEPS)
     for n in range(_word(description + 8 * at.STEPS)):
         # Values lie behind one another, each of as many rows as a chunk may have.
@@ -507,32 +521,44 @@ def work(job):
 
 @njit(**_options)
 def _list(description, arguments, listed, counts):
-    """Lists the marked positions by stream; returns how many there are."""
-    plane = _word(description + 8 * at.ROWS) * _word(description + 8 * at.COLUMNS)
+    """Lists the marked positions by stream, cell after cell; returns how many there are.
+
+    The first position of a cell carries a sign.
+    """
+    rows = _word(description + 8 * at.ROWS)
+    columns = _word(description + 8 * at.COLUMNS)
+    high = _word(description + 8 * at.CELL_ROWS)
+    wide = _word(description + 8 * at.CELL_COLUMNS)
     outputs = _word(description + 8 * at.OUTPUTS)
     first = arguments + 8 * _word(description + 8 * at.MARKS)
     total = 0
     for stream in range(_word(description + 8 * at.STREAMS)):
         before = total
-        offset = stream * plane
-        position = 0
-        while position + 8 <= plane:
-            eight = np.int64(0)
-            for n in range(outputs):
-                eight |= _word(_word(first + 8 * n) + offset + position)
-            if eight != 0:
-                for i in range(8):
-                    _put_half(listed + 4 * total, np.int32(position + i))
-                    total += (eight >> (8 * i)) & 1
-            position += 8
-        while position < plane:
-            mark = np.uint8(0)
-            for n in range(outputs):
-                mark |= _byte(_word(first + 8 * n) + offset + position)
-            if mark != 0:
-                _put_half(listed + 4 * total, np.int32(position))
-                total += 1
-            position += 1
+        offset = stream * rows * columns
+        for top in range(0, rows, high):
+            bottom = min(top + high, rows)
+            for start in range(0, columns, 8):
+                end = min(start + 8, columns)
+                if end - start == 8:  # mostly nothing: eight at once
+                    eight = np.int64(0)
+                    for n in range(outputs):
+                        place = _word(first + 8 * n) + offset + start
+                        for row in range(top, bottom):
+                            eight |= _word(place + row * columns)
+                    if eight == 0:
+                        continue
+                for left in range(start, end, wide):
+                    sign = _SIGN
+                    for row in range(top, bottom):
+                        for column in range(left, min(left + wide, end)):
+                            position = row * columns + column
+                            mark = np.uint8(0)
+                            for n in range(outputs):
+                                mark |= _byte(_word(first + 8 * n) + offset + position)
+                            if mark != 0:
+                                _put_half(listed + 4 * total, np.int32(position | sign))
+                                sign = 0
+                                total += 1
         _put_half(counts + 4 * stream, np.int32(total - before))
     return total
 
@@ -652,6 +678,8 @@ def handle(frame, table):
         end = start + np.int64(_half(counts + 4 * stream))
         while start < end:
             count = min(size, end - start)
+            while start + count < end and _half(listed + 4 * (start + count)) >= 0:
+                count -= 1  # a cell is not cut in two
             _put_word(chunk_list + 24 * chunks, start)
             _put_word(chunk_list + 24 * chunks + 8, count)
             _put_word(chunk_list + 24 * chunks + 16, stream)
