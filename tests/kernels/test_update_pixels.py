@@ -434,16 +434,32 @@ def test_what_does_not_work_is_left_alone_with_one_warning(monkeypatch):
     monkeypatch.setattr(cpu, "_Library", lambda: None)
     monkeypatch.setattr(cpu, "_self_test", lambda loaded: "planted")
     with pytest.warns(RuntimeWarning, match="the CPU kernels do not work here.*planted"):
-        assert cpu.library.__wrapped__() is None
+        assert cpu._load.__wrapped__() is None
 
     def fail():
         raise OSError("planted")
 
     monkeypatch.setattr(cpu, "_Library", fail)
     with pytest.warns(RuntimeWarning, match="planted"):
-        assert cpu.library.__wrapped__() is None
+        assert cpu._load.__wrapped__() is None
+
+
+def test_code_that_this_process_has_not_compiled_is_an_error_and_no_crash():
+    case = Case("3x3")
+    full = [marks("full", case.generator)]
+    case.both(full)
+    loaded = cpu.library()
+    assert loaded is not None
+    there = loaded.formulas.copy()
+    try:
+        loaded.formulas[:] = 0
+        with pytest.raises(jax.errors.JaxRuntimeError, match="was not compiled in this process"):
+            jax.block_until_ready(case.both(full))
+    finally:
+        loaded.formulas[:] = there
+    case.check(full)
 
 
 def test_a_processor_that_nothing_was_written_for_goes_without_a_word(monkeypatch):
     monkeypatch.setattr(cpu_objects, "host", lambda: None)
-    assert cpu.library.__wrapped__() is None
+    assert cpu._load.__wrapped__() is None
