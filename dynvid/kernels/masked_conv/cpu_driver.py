@@ -630,7 +630,7 @@ def handle(frame, table):
     argument_count = _word(description + 8 * at.ARGUMENTS)
     result_count = 2 * outputs + 1
     rows = _word(table + 8 * at.TABLE_ROWS)
-    most_chunks = streams * (plane // rows + 1)
+    most_chunks = streams * (plane // 2 + 2)  # a cell that is not cut leaves some places free
     job = _allocate(
         8 * (JOB_WORDS + argument_count + result_count + steps + 3 * most_chunks + 8)
         + 4 * streams * plane
