@@ -321,7 +321,7 @@ class _Compiler:
                 if name in _SAME:
                     return visit(node.inputs[0])
                 if name in FORMULA_OPERATIONS and self.ops[node].kind == "point":
-                    if name == "rsqrt" and node.params.get("accuracy") is not None:
+                    if node.params.get("accuracy") is not None:
                         raise UnsupportedError
                     operands = tuple(visit(v) for v in node.inputs)
                     code.append((name, operands, int(node.params.get("y", 0))))
