@@ -15,7 +15,7 @@ from dynvid.incremental.cost import Cost, cost_of
 from dynvid.incremental.geometry import Stencil, Table, cells, place
 from dynvid.incremental.pixels import PixelSegment, compile_segment
 from dynvid.incremental.program import Extent, MisalignedError, Program
-from dynvid.incremental.rules import Layout, SpatialOp, Window, spatial_op
+from dynvid.incremental.rules import Layout, SpatialOp, Window, kernel_order, spatial_op
 from dynvid.kernels.masked_conv import pixels_run_on
 from dynvid.ops.cells import chunk_size
 
@@ -408,7 +408,8 @@ def _segment(
     on_frame = program.build(outputs, program.whole(*grid), **arguments)
     cost = planner.cost
     on_pixels = None
-    if planner.pixels and not planner.cell and grid != (1, 1):
+    by_loop = planner.cell or _is_wide(on_frame, planner.layouts, cost)
+    if planner.pixels and not by_loop and grid != (1, 1):
         on_pixels = compile_segment(on_frame, outputs, planner.ops, planner.layouts)
     if on_pixels is not None:
         try:
@@ -473,6 +474,17 @@ def _segment(
         break_even=_break_even(on_cells, cost) if on_cells is not None else 0.0,
         macs=on_frame.macs(),
     )
+
+
+def _is_wide(part: Program, layouts: dict[Value, Layout], cost: Cost) -> bool:
+    """Whether Winograd's products save more than single positions do."""
+    for step in part.steps:
+        if step.op.winograd:
+            order = kernel_order(step.node, layouts[step.node.inputs[0]])
+            depth, features = (step.node.inputs[1].shape[axis] for axis in order[2:])
+            if min(depth, features) >= cost.winograd_channels:
+                return True
+    return False
 
 
 def _is_small(grid: tuple[int, int], cost: Cost) -> bool:
