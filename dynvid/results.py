@@ -105,7 +105,7 @@ def detect(
     def results() -> Iterator[Result]:
         found = run_video(task, function, video, params=loaded.params)
         for index, one in enumerate(found):
-            boxes, scores, labels, _ = task.rows(one.result)
+            boxes, scores, labels, _ = map(np.asarray, task.rows(one.result))
             names = [class_name(task.class_names, int(label)) for label in labels]
             yield Result(one.frame, index, boxes, scores, labels, names, one.measures.mac_fraction)
 

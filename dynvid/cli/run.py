@@ -263,7 +263,9 @@ def run(
 
     dynvid run rtsp://camera/1 --model yolov5n.pt --max-frames 500 --out runs/door
     """
-    options_of = {name: value for name, value in locals().items() if name != "sources"}
+    options_of: dict[str, Any] = {
+        name: value for name, value in locals().items() if name != "sources"
+    }
     sources = expand_sources(sources)
     if len(sources) > 1:
         root = pathlib.Path("runs") if out is None else out

@@ -99,7 +99,8 @@ def estimate(fn: Callable[..., Any], *arguments: Any) -> Estimate:
 def _sizes(node: Node) -> list[int]:
     """The numbers in each array that an operation makes, its padded input among them."""
     sizes = [math.prod(value.shape) for value in node.outputs]
-    p, x = node.params, node.inputs[0].shape if node.inputs else ()
+    p: dict[str, Any] = node.params
+    x: tuple[Any, ...] = node.inputs[0].shape if node.inputs else ()
     if node.primitive.name == "conv_general_dilated":
         spec = p["dimension_numbers"].lhs_spec
         dilated = [(x[a] - 1) * b + 1 for a, b in zip(spec[2:], p["lhs_dilation"], strict=True)]

@@ -648,7 +648,7 @@ def _of_outputs(file: _File, frame_size: tuple[int, int], task: str | None, pixe
     first = getattr(file.network, "channels_first", False)
     tasks: dict[int, Task] = {
         4: Segmentation(preprocessing=of_maps, channels_first=first),
-        2: _OF_FRAMES.get(task, Classification)(preprocessing=of_frames),
+        2: _OF_FRAMES.get(task or "", Classification)(preprocessing=of_frames),
     }
     found = {}
     for rank, candidate in tasks.items():

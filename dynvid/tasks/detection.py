@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -119,8 +120,8 @@ class Detection(Task):
 
     def rows(self, result: Detections) -> Detections:
         """The valid detections of one frame, best first, as NumPy arrays."""
-        boxes, scores, classes, valid = map(np.asarray, result)
-        return Detections(boxes[valid], scores[valid], classes[valid], valid[valid])
+        valid = np.asarray(result.valid)
+        return jax.tree.map(lambda values: np.asarray(values)[valid], result)
 
     def compare(self, expected: Detections, found: Detections) -> Agreement:
         """The F1 score of one run's boxes against the other's: see `detection_f1`."""
@@ -129,7 +130,7 @@ class Detection(Task):
     def draw(self, frame: np.ndarray, result: Detections) -> np.ndarray:
         """Boxes with their class and score."""
         # By its own name: a task with more to show of each draws its boxes by this too.
-        boxes, scores, classes, _ = Detection.rows(self, result)
+        boxes, scores, classes, _ = map(np.asarray, Detection.rows(self, result))
         labels = [
             f"{class_name(self.class_names, int(index))} {score:.2f}"
             for index, score in zip(classes, scores, strict=True)

@@ -1,7 +1,7 @@
 """Instance segmentation: boxes with a class and a score, and the outline of each object."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class InstanceSegmentation(Detection):
     def decode(self, params: Params, outputs: Output, *, frame_size: tuple[int, int]) -> Instances:
         """Boxes in pixels of the frame, clipped to it; masks as the network has them."""
         geometry = self.geometry(frame_size)
-        found = self.decode_boxes(
+        found: Any = self.decode_boxes(
             params,
             outputs,
             size=geometry.network_size,
@@ -48,7 +48,7 @@ class InstanceSegmentation(Detection):
         detections, masks = result
         valid = np.asarray(detections.valid)
         height, width = frame.shape[:2]
-        window = self.geometry((height, width)).window(masks.shape[-2:])
+        window = self.geometry((height, width)).window((masks.shape[-2], masks.shape[-1]))
         masked = draw_instances(
             frame,
             np.asarray(masks)[valid],

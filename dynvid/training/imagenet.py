@@ -89,12 +89,14 @@ class ImageNetPairs:
         upright, lying = max(heights) > short, max(widths) > short
         size = (long if upright else short, long if lying or not upright else short)
         truths = [self._slotted(current) for _, current, _ in pairs]
-        return DetectionPairs(
-            key=np.stack([_padded(key.frame, size) for key, _, _ in pairs]),
-            current=np.stack([_padded(current.frame, size) for _, current, _ in pairs]),
-            truth=DetectionTruth(*(np.stack(part) for part in zip(*truths, strict=True))),
-            gap=np.array([gap for _, _, gap in pairs], np.int32),
-        )  # type: ignore[arg-type]  # arrays of NumPy: they go to the device when they are used
+        # Arrays of NumPy: they go to the device when they are used.
+        truth: Any = [np.stack(part) for part in zip(*truths, strict=True)]
+        rest: dict[str, Any] = {
+            "key": np.stack([_padded(key.frame, size) for key, _, _ in pairs]),
+            "current": np.stack([_padded(current.frame, size) for _, current, _ in pairs]),
+            "gap": np.array([gap for _, _, gap in pairs], np.int32),
+        }
+        return DetectionPairs(truth=DetectionTruth(*truth), **rest)
 
     def _pair(self, index: int) -> tuple[Example, Example, int]:
         """Key frame, current frame and gap of a pair."""
@@ -166,7 +168,8 @@ def read_ahead(
     """
     grain = require("grain")
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    batches = numbers = None
+    batches: Any = None
+    numbers: Any = None
 
     def batch_at(step: int) -> DetectionPairs:
         nonlocal batches, numbers

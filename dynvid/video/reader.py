@@ -307,7 +307,8 @@ def _announced(container) -> tuple[int | None, int]:
 
 def _pictures(path: pathlib.Path) -> Iterator[Any]:
     """How many pictures an image file holds, then each of them: more than one in an animation."""
-    with iio.imopen(path, "r", plugin="pillow") as file:
+    opened: Any = iio.imopen(path, "r", plugin="pillow")
+    with opened as file:
         with Image.open(path) as image:
             count = getattr(image, "n_frames", 1)
         yield count

@@ -453,7 +453,8 @@ def _group_normalization(node: Node, x: Tensor, scale: Value, bias: Value) -> Te
     if node.opset < 21:  # one a group, later one a channel
         gain, offset = (jnp.repeat(array, channels // groups) for array in (gain, offset))
     every = (channels, *(1,) * len(plane))
-    return _scaled(normal, *(as_tensor(a.reshape(every)) for a in (gain, offset)))
+    of_channels: list[Any] = [array.reshape(every) for array in (gain, offset)]
+    return _scaled(normal, *map(as_tensor, of_channels))
 
 
 @_operator("LRN")

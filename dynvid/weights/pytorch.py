@@ -1,5 +1,8 @@
 """Reading the tensors of PyTorch checkpoints without running anything that is pickled in them."""
 
+# The unpickler that is written in Python has no stubs.
+# pyright: reportAttributeAccessIssue=false
+
 import collections
 import io
 import math

@@ -6,6 +6,9 @@ the comparison with what is kept and the write-back happen while it is in the ca
 processors with AVX-512, AVX2 or NEON; compiled by numba and LLVM, no C compiler needed.
 """
 
+# Nothing here is reached where llvmlite is missing.
+# pyright: reportOptionalMemberAccess=false
+
 import ctypes
 import functools
 import importlib.metadata
@@ -112,7 +115,7 @@ def _key(formula: Formula) -> int:
 def _source_of_kernels() -> str:
     parts = [importlib.metadata.version("numba"), _STUB]
     for module in ("cpu_code", "cpu_layout", "cpu_driver"):
-        source = pkgutil.get_data(__package__, f"{module}.py")
+        source = pkgutil.get_data(str(__package__), f"{module}.py")
         assert source is not None
         parts.append(source.decode())
     return "\n".join(parts)
@@ -329,4 +332,4 @@ def _call(
     results = call(*given, *previous, *marked, tolerances, *extra, program=description)
     found = iter(results[len(previous) : -1])
     marks = [next(found) if c else mark for c, mark in zip(compared, marked, strict=True)]
-    return results[: len(previous)], marks, results[-1]
+    return list(results[: len(previous)]), marks, results[-1]
