@@ -40,9 +40,10 @@ def main(
 ) -> None:
     """Measures the transformation against dense inference on fixed cameras of every kind.
 
-    Reads videos and weights from DYNVID_DATA (by default ../shared/data). Writes results.json,
-    table.md and cameras.png. What ran already with the same code and settings is not run again, so
-    that one that is killed goes on where it was. A model takes a few minutes for all clips.
+    Reads videos and weights from DYNVID_DATA (by default ../shared/data). Writes results.json and
+    cameras.png, prints a table in Markdown. What ran already with the same code and settings is not
+    run again, so that one that is killed goes on where it was. A model takes a few minutes for all
+    clips.
 
     Try:
 
@@ -120,7 +121,6 @@ def main(
     keys = [f"{label}: {case.key}" for case in cases]
     chosen = [runs[key] for key in keys]
     text = table(chosen)
-    (out / "table.md").write_text(text)
     others = [f"{other}: {case.key}" for other in beside for case in cases]
     others = [runs[key] for key in others if key in runs]
     plot(chosen, out / "cameras.png", beside=others)

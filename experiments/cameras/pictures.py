@@ -74,7 +74,7 @@ def plot(runs: list[Run], path: pathlib.Path, *, beside: list[Run]) -> None:
     cameras = list(dict.fromkeys(run["camera"] for run in runs))
     columns = min(4, len(cameras))
     rows = -(-len(cameras) // columns)
-    figure = Figure(figsize=(3.2 * columns + 0.6, 2.9 * rows + 0.8), layout="constrained")
+    figure = Figure(figsize=(3.2 * columns + 1.6, 2.9 * rows + 0.8), layout="constrained")
     panels = np.ravel(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False))
     every = [*runs, *beside]
     lowest = min(min(run["f1"], run["ceiling"]["f1"]) for run in every)
@@ -91,10 +91,11 @@ def plot(runs: list[Run], path: pathlib.Path, *, beside: list[Run]) -> None:
             color, marker = _COLORS[run["model"]], _MARKERS[run["disturbance"]]
             panel.plot(run["mac_fraction"], run["f1"], marker, color=color, mfc="none")
         panel.set_title(camera, fontsize=10)
+        panel.tick_params(labelbottom=True)
         panel.grid(alpha=0.3, linewidth=0.6)
     for panel in panels[len(cameras) :]:
         panel.set_axis_off()
-    panels[0].set(ylim=(max(0, lowest - 0.05), 1.005), xlim=(0, max(0.5, 1.08 * widest)))
+    panels[0].set(ylim=(max(0, lowest - 0.05), 1.005), xlim=(0, max(0.5, 1.03 * widest)))
     panels[0].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     figure.supxlabel("multiply-accumulates, of dense", fontsize=10)
     figure.supylabel("F1 against dense, same frame", fontsize=10)
@@ -105,5 +106,11 @@ def plot(runs: list[Run], path: pathlib.Path, *, beside: list[Run]) -> None:
           for d in dict.fromkeys(run["disturbance"] for run in runs)),
         panels[0].plot([], [], "_", color="grey", markersize=9, label="ceiling")[0],
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside upper center", ncols=7, fontsize=8, frameon=False)
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=2 * columns + 1,
+        fontsize=8,
+        frameon=False,
+    )
     save_figure(figure, path)
