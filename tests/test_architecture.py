@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "files": set(),
     "ops": {"types"},
     "graph": _PURE,
-    "kernels": _PURE,
+    "kernels": {*_PURE, "files"},  # which keeps what was compiled
     "incremental": {*_PURE, "graph", "kernels"},
     "coding": _PURE,
     "systems": {*_CORE, "coding"},

@@ -275,6 +275,7 @@ class Runner:
                 for v in plan.kept
             ),
             quiet=jnp.zeros(self._blocks(frames), jnp.int32) if settles else None,
+            still=jnp.zeros(self.count, jnp.int32),
             turn=jnp.zeros(self.count, jnp.int32),
             stale=jnp.zeros(self.count, bool),
             calm=jnp.zeros(self.count, jnp.int32),
@@ -545,7 +546,7 @@ class Runner:
     ) -> jax.Array:
         """Runs a segment as one call of the kernel; returns active positions by stream."""
         layouts, outputs = self.plan.layouts, segment.outputs
-        held = self.reach == "mask"
+        held = self.reach != "geometry"
         compared = [held or value in self.plan.compared for value in outputs]
         slots = [self.slot[value] for value in outputs]
         layout = layouts[outputs[0]]
@@ -555,7 +556,9 @@ class Runner:
             array = self.evaluate(value if node is None else node.inputs[0])
             vectors.append(vector(array, vector_shape(value, layout), layout, channels))
         maps, moved, counts = update_pixels(
-            part.program(outputs, compared, segment.grid, layouts, self.plan.halos),
+            part.program(
+                outputs, compared, segment.grid, segment.compared_cell, layouts, self.plan.halos
+            ),
             [self.padded(value) for value in part.maps],
             [self.weights[node] for node, _ in part.products],
             vectors,

@@ -34,6 +34,7 @@ _SAMPLES = 8  # of each array of the parameters
         "joined",
         "held",
         "quiet",
+        "still",
         "turn",
         "stale",
         "calm",
@@ -71,8 +72,9 @@ class State:
       held: Where each cache may be held back by its truncation: what was computed there last did
         not replace it. `bool[streams, h, w]` of maps, `bool[streams]` of others, None of those that
         are never held back, and of all where nothing ever settles.
-      quiet: For how many frames nothing has changed in each block of `dynvid.ops.refresh.BLOCK`
+      quiet: For how many frames nothing has moved in each block of `dynvid.ops.refresh.BLOCK`
         pixels, `int32[streams, rows, columns]`; None where nothing ever settles.
+      still: For how many frames nothing at all has changed, `int32[streams]`.
       turn: How many steps there were, `int32[streams]`: whose turn it is in the rotation.
       stale: Whether the last step was the function itself and left the caches as they were,
         `bool[streams]`, the same for all streams.
@@ -109,6 +111,7 @@ class State:
     joined: jax.Array
     held: tuple[jax.Array | None, ...]
     quiet: jax.Array | None
+    still: jax.Array
     turn: jax.Array
     stale: jax.Array
     calm: jax.Array

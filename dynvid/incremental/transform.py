@@ -73,7 +73,8 @@ def incremental(
       changes: Another rule of what counts as changed, such as `camera_changes` of
         `dynvid.ops.difference` for frames as cameras give them; `threshold` means what the rule
         says. None compares pixels with the threshold.
-      cell: The side of a cell; chosen by layer where None.
+      cell: The side of a cell of XLA's loop; None for single positions by the device's own kernel
+        where it has one for a layer, else chosen by layer.
       break_even: Above this share of active cells a layer runs on whole frames, 0 to 1; as measured
         on the device where None, never where 1.
       reach: What a changed pixel marks in a layer: with "geometry" all positions that it reaches
@@ -83,11 +84,12 @@ def incremental(
         `map_caches` made of it: work is in proportion to the mask however deep the network is.
         On grids coarser than the mask's own detail the nearest neighbour reads one position of
         many, and what is small falls through; "cover" marks all positions in which any of it lies.
-      settle: After how many frames without a change a block of 8 pixels, and those around it, is at
-        rest (3, say): what truncation held back over it is computed once more, in all layers,
-        without any; and everywhere once the whole frame is at rest. So no trace of what has left
-        outlives it by more, but for what `dynvid.ops.refresh.TURNS` frames are taken for where much
-        comes to rest at once. None never does that.
+      settle: After how many frames without motion a block of 8 pixels, and those around it, is at
+        rest (4, say): what truncation held back over it is computed once more, in all layers,
+        without any; and everywhere once nothing at all has changed for as long. So no trace of what
+        has left outlives it by more, but for the frames, `dynvid.ops.refresh.TURNS` at most, that
+        it is spread over where much comes to rest at once. A block that changes alone is taken for
+        noise and starts no count. None never does any of that.
       rotation: Every so many frames each block has its turn to be taken over: all that differs in
         it by anything at all, without truncation, a share of the frame at each step. So nothing is
         older than that, however faint it moves. None leaves what differs by less than the
@@ -97,7 +99,9 @@ def incremental(
         all streams together, the step is `fn(params, frames)` itself: a camera that pans, a cut,
         another light. Its output is exact, its work dense, and nothing is kept of it, so that it
         takes no longer than the dense network; once the camera is at rest again, all is computed
-        anew in one step, what truncation is relative to measured with it. None never does that.
+        anew in one step, what truncation is relative to measured with it. None never does that, nor
+        does a network most of whose arithmetic is cheaper on cells even where all of them are
+        active: wide convolutions of 3x3 on a CPU, or any with a `break_even` of 1.
 
     Returns:
       A `VideoFunction`: `init(params, frames)`, dense; `step(params, state, frames, mask=None)`
@@ -203,7 +207,7 @@ def incremental(
         state, changed, exact = resting_and_in_turn(
             state, new, changed, blocks, settle=settle, rotation=rotation
         )
-        if dense_above is None:
+        if dense_above is None or break_even == 1 or runner.plan.favours_cells:
             return update(state, new, changed, exact)
         near = masks.stencil(blocks, window=(3, 3), padding=((1, 1), (1, 1)))
         # Of all streams: their cells share one loop, and the function takes them together.
@@ -255,8 +259,10 @@ def resting_and_in_turn(
     """
     exact = []
     if settle is not None and state.quiet is not None:
-        settled, quiet = settling(quiet_frames(state.quiet, blocks, settle), settle)
-        state = dataclasses.replace(state, quiet=quiet)
+        still = jnp.where(jnp.any(blocks, (1, 2)), 0, jnp.minimum(state.still + 1, settle))
+        quiet = quiet_frames(state.quiet, blocks, settle)
+        settled, quiet = settling(quiet, still == settle, settle)
+        state = dataclasses.replace(state, quiet=quiet, still=still)
         exact.append(settled)
     if rotation is not None:
         turn = blocks_in_turn(state.turn, rotation, blocks.shape[1:])

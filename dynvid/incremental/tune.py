@@ -350,11 +350,8 @@ class _Search:
         return self.best is not before
 
     def _note(self, setting: _Setting, series: _Series, *, whole: bool) -> None:
-        accepted = (
-            whole
-            and self.judge.reaches(series)
-            and (self.best is None or series.macs.sum() < self.series[self.best].macs.sum())
-        )
+        cheaper = self.best is None or series.macs.sum() < self.series[self.best].macs.sum()
+        accepted = whole and bool(cheaper) and self.judge.reaches(series)
         self.series[setting] = series
         names = zip(self.runs.layers, setting.levels, strict=True)
         self.curve.append(

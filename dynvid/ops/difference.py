@@ -489,7 +489,7 @@ def with_exposure(
     Args:
       frame: I_t, `uint8[S, H, W, C]`.
       reference: Same shape.
-      gain: a, `float32[S]`.
+      gain: The factor a, `float32[S]`.
       offset: b, in grey levels, `float32[S]`.
 
     Returns:

@@ -128,5 +128,5 @@ def test_results_are_tabled_drawn_and_summed_up(tmp_path):
     found = totals(runs)
     assert found["worst_gap_to_ceiling"] == [pytest.approx(0.05), "yolov5n pets plain"]
     assert found["runs_within_0.03"] == 1
-    plot(runs, tmp_path / "cameras.png")
+    plot(runs, tmp_path / "cameras.png", beside=runs[:1])
     assert (tmp_path / "cameras.png").stat().st_size > 5000
