@@ -63,13 +63,10 @@ def explain(
 
     try:
         loaded = load(task)
-    except UsageError as error:
+    except UsageError:
         if task is not None or head is not None:
             raise
-        try:  # what its outputs are for does not matter here
-            loaded = load(Measuring.name)
-        except UsageError:
-            raise error from None
+        loaded = load(Measuring.name)  # what its outputs are for does not matter here
     if frame_size is None:
         side = loaded.task.preprocessing.longest_side
         frame_size = loaded.task.preprocessing.size or (side, side)

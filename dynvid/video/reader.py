@@ -320,7 +320,7 @@ def _why_no_image(path: pathlib.Path, error: BaseException) -> str:
     """Why an image cannot be read, without what the libraries call themselves."""
     if path.is_file() and not path.stat().st_size:
         return "it is empty"
-    unknown = isinstance(error, UnidentifiedImageError) or "plugin" in str(error)
+    unknown = isinstance(error, UnidentifiedImageError) or "`pillow`" in str(error)
     return "it is no image that is known, or damaged" if unknown else reason(error)
 
 

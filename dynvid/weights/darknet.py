@@ -54,7 +54,7 @@ def load_darknet(
         data = file.read()
     try:
         network = build_darknet(parse_cfg(data.decode()))
-        _check(network, limits or Limits())
+        _check(network, limits or Limits(), drawn=weights is None)
     except UnicodeDecodeError as error:
         raise ValueError(f"{cfg}: not text (byte {error.start})") from error
     except ValueError as error:
@@ -69,11 +69,14 @@ def load_darknet(
         raise ValueError(f"{weights}: not the weights of {cfg} ({error})") from error
 
 
-def _check(network: Darknet, limits: Limits) -> None:
-    """Refuses what is too large before a weight is drawn or a layer traced."""
+def _check(network: Darknet, limits: Limits, *, drawn: bool) -> None:
+    """Refuses what is too large before a weight is drawn or a layer traced.
+
+    Weights that come in a file have room in it, or are refused for that.
+    """
     for count, most, what in (
         (len(network.layers), limits.operations, "layers"),
-        (network.parameter_count, limits.total, "weights"),
+        (network.parameter_count if drawn else 0, limits.total, "weights"),
     ):
         if count > most:
             raise ValueError(f"it has {count:,} {what}, the limit is {most:,}")

@@ -83,9 +83,8 @@ def load_pytorch(
         tensors = {name: view.array() for name, view in found.items()}
     except Exception as error:
         # Whatever a damaged or hostile pickle makes of the reader, the caller gets one line.
-        raise ValueError(
-            f"{path}: not a complete PyTorch checkpoint ({one_line(error)})"
-        ) from error
+        said = one_line(error)[:_MOST_SAID]
+        raise ValueError(f"{path}: not a complete PyTorch checkpoint ({said})") from error
     if not tensors:
         raise ValueError(f"{path}: holds no tensors")
     return tensors
