@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from dynvid.errors import UsageError
@@ -62,6 +62,28 @@ def output_file(path: str | pathlib.Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
 
 
+def cached_bytes(path: str | pathlib.Path, make: Callable[[], bytes]) -> bytes:
+    """What a file holds, or what `make` gives where there is none yet, kept for the next time.
+
+    A disk that cannot be written to is no error: it is made again next time.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     cached_bytes(f"{folder}/code/a.o", lambda: b"1"), cached_bytes(
+    ...         f"{folder}/code/a.o", lambda: b"2")
+    (b'1', b'1')
+    """
+    path = pathlib.Path(path)
+    try:
+        return path.read_bytes()
+    except OSError:
+        made = make()
+    with contextlib.suppress(OSError, UsageError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with output_file(path) as file:
+            file.write(made)
+    return made
+
+
 @contextlib.contextmanager
 def output_folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to write into; its files appear in `path`, all of them, when all went well.
@@ -82,6 +104,8 @@ def output_folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     if path.exists() and not path.is_dir():
         raise UsageError(f"cannot write into {path}: it is not a folder")
     made = [folder for folder in path.parents if not folder.exists()]  # the deepest first
+    if not (there := path.parents[len(made)]).is_dir():
+        raise UsageError(f"cannot write into {path}: {there} is not a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:

@@ -1,5 +1,6 @@
 """What is measured on every frame, and what is kept of it: no more in a run without end."""
 
+import collections
 import math
 from typing import Any, NamedTuple
 
@@ -7,6 +8,9 @@ import numpy as np
 
 POINTS = 4096
 """The most points of a series, and the most times that a median is taken of."""
+
+WINDOW = 5
+"""Audits in a row whose agreement is judged together."""
 
 
 class Measures(NamedTuple):
@@ -24,6 +28,10 @@ class Measures(NamedTuple):
       agreement: How far the step's results agree with the dense ones, where it is compared.
       segmented: Share of the frame's regions that were segmented anew, where it has regions.
       score: Mean of what that was decided by, in the unit of the system's policy.
+      audit: How far the step's results agreed with dense ones in an audit; NaN where there was
+        none.
+      audit_weight: How much there was to agree on in it.
+      factor: What the settings are multiplied by from the next step on, where they are audited.
     """
 
     mac_fraction: float
@@ -35,6 +43,9 @@ class Measures(NamedTuple):
     agreement: float
     segmented: float = math.nan
     score: float = math.nan
+    audit: float = math.nan
+    audit_weight: float = math.nan
+    factor: float = math.nan
 
 
 class Series:
@@ -124,6 +135,76 @@ class Sample:
         return float(np.median(self._values)) if self._values else math.nan
 
 
+class Audits:
+    """What audits say of a run, in memory that does not grow with its length.
+
+    >>> audits = Audits()
+    >>> for score, weight in ((1.0, 2.0), (math.nan, math.nan), (0.5, 6.0), (0.0, 0.0)):
+    ...     audits.add(Measures(0.3, *[math.nan] * 6, audit=score, audit_weight=weight))
+    >>> audits.summary()["agreement"], audits.summary()["audits"]
+    (0.625, 3)
+    """
+
+    def __init__(self):
+        self._count = self._frames = 0
+        self._matched = self._mass = 0.0
+        self._window: collections.deque[tuple[float, float]] = collections.deque(maxlen=WINDOW)
+        self._worst = math.inf
+        self._factors = (math.inf, -math.inf, math.nan)  # the least, the greatest, the last
+        self._seconds, self._others = Sample(), Sample()
+
+    def add(self, measures: Measures) -> None:
+        """Takes the next frame after the first into account."""
+        self._frames += 1
+        if not math.isnan(factor := measures.factor):
+            low, high, _ = self._factors
+            self._factors = (min(low, factor), max(high, factor), factor)
+        if math.isnan(measures.audit):
+            self._others.add(measures.seconds)
+            return
+        self._count += 1
+        self._seconds.add(measures.seconds)
+        if measures.audit_weight > 0:
+            matched = measures.audit * measures.audit_weight
+            self._matched, self._mass = self._matched + matched, self._mass + measures.audit_weight
+            self._window.append((matched, measures.audit_weight))
+            if len(self._window) == WINDOW:
+                self._worst = min(self._worst, self._of_window)
+
+    @property
+    def _of_window(self) -> float:
+        matched, mass = map(sum, zip(*self._window, strict=True))
+        return matched / mass
+
+    def summary(self) -> dict[str, Any]:
+        """What was kept and what it cost; nothing where there was no audit.
+
+        Returns:
+          `audits`, how many; `agreement`, of all of them together; `worst_window`, the least of
+          `window` audits that follow one another, of all where there were fewer; `factor`, what the
+          settings were multiplied by in the end, at least and at most; `mac_fraction`, dense frames
+          for audits over all frames; `seconds`, what an audit adds to a frame, by medians. None
+          where there is nothing to measure.
+        """
+        if not self._count:
+            return {}
+        worst = self._worst
+        if self._window and math.isinf(worst):
+            worst = self._of_window
+        times = (self._seconds, self._others)
+        extra = self._seconds.median - self._others.median if all(t.size for t in times) else None
+        low, high, last = self._factors
+        return {
+            "audits": self._count,
+            "agreement": self._matched / self._mass if self._mass else None,
+            "worst_window": worst if self._window else None,
+            "window": min(WINDOW, len(self._window)),
+            "factor": None if math.isnan(last) else {"last": last, "least": low, "most": high},
+            "mac_fraction": self._count / self._frames,
+            "seconds": extra,
+        }
+
+
 class RunMeasures:
     """The figures of a run, in memory that does not grow with its length.
 
@@ -135,6 +216,7 @@ class RunMeasures:
       frames: How many frames there were, the first one included.
       first: The measures of the first frame, None before it.
       last: Those of the last one.
+      audits: What audits say, where there are any.
 
     >>> nan = math.nan
     >>> run = RunMeasures()
@@ -148,6 +230,7 @@ class RunMeasures:
         self.frames = 0
         self.first: Measures | None = None
         self.last: Measures | None = None
+        self.audits = Audits()
         self._sums = dict.fromkeys(Measures._fields, 0.0)
         self._counts = dict.fromkeys(Measures._fields, 0)
         self._largest = dict.fromkeys(Measures._fields, -math.inf)
@@ -161,6 +244,7 @@ class RunMeasures:
         if self.first is None:
             self.first = measures
             return
+        self.audits.add(measures)
         for name, value in measures._asdict().items():
             self._series[name].add(value)
             if not math.isnan(value):

@@ -68,7 +68,8 @@ def run_video(
     Where at least half of the pixels change at once, what tolerances are relative to is measured
     anew, on that frame (`VideoFunction.recalibrate`); it is part of that frame's time and work. A
     camera that goes on moving is measured once. A black first frame cost YOLOv5n 14% (a street) to
-    25% (a highway) more arithmetic for as long as its scales were kept.
+    25% (a highway) more arithmetic for as long as its scales were kept. A system that passed such a
+    frame to the network itself (`work.details["whole"]`) starts anew by itself.
 
     Args:
       task: What results are made of outputs.
@@ -113,7 +114,7 @@ def run_video(
     settled = True
     everything = None if _reference(state, x) is None else np.ones(size, bool)
     unknown = float("nan")
-    measures = Measures(1.0, *[unknown] * 6)._replace(**_of_regions(state))
+    measures = Measures(1.0, *[unknown] * 6)._replace(**_of_system(state))
     yield FrameResult(
         first, everything, _of_one(decode(params, outputs)), measures, _propagation(state)
     )
@@ -135,7 +136,7 @@ def run_video(
         reference = _reference(state, x)
         results = decode(params, outputs)
         if dense is not None:
-            agreement = float(compare(decode(params, dense_outputs), results)[0])
+            agreement = float(compare(decode(params, dense_outputs), results).score[0])
             if reference is not None:
                 expected = dense(params, reference)
                 difference, magnitude = map(float, _largest_difference(outputs, expected))
@@ -145,7 +146,8 @@ def run_video(
             # too, by less than the threshold.
             threshold = getattr(state, "threshold", 0)
             changed = np.asarray(_replaced(reference, before, threshold))
-        if settled and share >= SCENE_CHANGE:
+        whole = bool(state.work.details.get("whole", False))  # it starts anew by itself
+        if settled and share >= SCENE_CHANGE and not whole:
             old = state
             state, more = _timed(video_function.recalibrate, params, state, x)
             if state is not old:
@@ -160,7 +162,7 @@ def run_video(
             difference,
             magnitude,
             agreement,
-            **_of_regions(state),
+            **_of_system(state),
         )
         yield FrameResult(frame, changed, _of_one(results), measures, _propagation(state))
         if _finished(state):
@@ -174,10 +176,15 @@ def _reference(state: Any, frames: Frames) -> jax.Array | None:
     return reference if alike else None
 
 
-def _of_regions(state: Any) -> dict[str, float]:
-    """The measures of a frame's regions: how many were segmented, and their mean score."""
+def _of_system(state: Any) -> dict[str, float]:
+    """What a system says of a frame itself, of its regions or its audit, mean of all of them."""
     details = state.work.details
-    named = (("segmented", "segmented"), ("score", "scores"), ("score", "score"))
+    named = (
+        ("segmented", "segmented"),
+        ("score", "scores"),
+        ("score", "score"),
+        *((name, name) for name in ("audit", "audit_weight", "factor")),
+    )
     return {name: float(jnp.mean(details[key])) for name, key in named if key in details}
 
 

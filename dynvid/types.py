@@ -1,6 +1,7 @@
 """The words that everything else speaks: a dynamic network is a pair of pure functions."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, Self
 
 import jax
@@ -14,6 +15,38 @@ Frames = jax.Array
 
 Output = Any
 """Whatever pytree the network returns for one set of frames."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a file may ask for before anything is computed for it.
+
+    They are far above what networks of today take on a frame, and low enough that a damaged or
+    hostile file is refused before it costs gigabytes or minutes.
+
+    Attributes:
+      operations: Of the traced function, and nodes of a graph.
+      largest: Numbers in one array that is made.
+      total: Numbers in all arrays that are made, and in all tensors of a file together.
+      constants: Numbers that folding a graph's constants makes.
+      macs: Multiply-accumulates a frame.
+      window: Rows or columns of one pooling, which are taken one by one.
+
+    >>> Limits().times(4).macs
+    40000000000000
+    """
+
+    operations: int = 20_000
+    largest: int = 1 << 28
+    total: int = 1 << 32
+    constants: int = 1 << 26
+    macs: int = 10**13
+    window: int = 512
+
+    def times(self, factor: float) -> "Limits":
+        """Limits that are so many times as high."""
+        values = dataclasses.asdict(self)
+        return Limits(**{name: int(factor * value) for name, value in values.items()})
 
 
 class Work(NamedTuple):
@@ -41,6 +74,36 @@ class Work(NamedTuple):
     def mac_fraction(self) -> jax.Array:
         """Executed over dense multiply-accumulates of all streams together."""
         return jnp.sum(self.macs) / jnp.maximum(jnp.sum(self.dense_macs), 1.0)
+
+
+class Agreement(NamedTuple):
+    """How far two outputs of the same frames agree, and how much there was to agree on.
+
+    Over several frames the agreement is the mean of `score` weighted by `weight`: for detections,
+    where the score is F1 and the weight is how many both have, that is the F1 of all frames
+    together, and a frame without any says nothing.
+
+    Attributes:
+      score: At most 1, which is where they are the same: floating `(streams,)`.
+      weight: At least 0, same shape.
+
+    >>> Agreement(jnp.array([1.0, 0.5]), jnp.array([2.0, 6.0])).mean.item()
+    0.625
+    """
+
+    score: jax.Array
+    weight: jax.Array
+
+    @property
+    def mean(self) -> jax.Array:
+        """The weighted mean; 1 where there is nothing to agree on."""
+        total = jnp.sum(self.weight)
+        mean = jnp.sum(self.score * self.weight) / jnp.where(total > 0, total, 1)
+        return jnp.where(total > 0, mean, 1.0)
+
+
+Metric = Callable[[Output, Output], Agreement]
+"""`metric(expected, found)` of two outputs of the same frames, pure: one `Agreement` a stream."""
 
 
 class VideoState(Protocol):

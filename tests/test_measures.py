@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from dynvid.measures import POINTS, Measures, RunMeasures, Series
+from dynvid.measures import POINTS, WINDOW, Audits, Measures, RunMeasures, Series
 
 
 def test_summary_leaves_out_the_first_frame_and_takes_medians():
@@ -113,3 +113,32 @@ def test_regions_are_in_the_summary_where_there_are_any():
     summary = run.summary(agreement="segmentation_agreement")
     assert (summary["segmented"], summary["score"]) == (0.5, 90)
     assert run.series()["segmented"] == [1, 0.25, 0.75]
+
+
+def test_audits_are_pooled_and_their_worst_window_is_kept():
+    nan = math.nan
+    rng = np.random.default_rng(4)
+    scores, weights = rng.uniform(0, 1, 40), rng.integers(1, 9, 40)
+    audits = Audits()
+    for t, (score, weight) in enumerate(zip(scores, weights, strict=True)):
+        audits.add(Measures(0.2, 0.9, 0.1, *[nan] * 4))  # in between there is none
+        audits.add(
+            Measures(1.2, 0.9, 0.4, *[nan] * 4, audit=score, audit_weight=weight, factor=1 + t)
+        )
+    found = audits.summary()
+    assert found["audits"] == 40
+    assert found["agreement"] == pytest.approx(np.average(scores, weights=weights))
+    windows = [slice(i, i + WINDOW) for i in range(40 - WINDOW + 1)]
+    worst = min(np.average(scores[w], weights=weights[w]) for w in windows)
+    assert found["worst_window"] == pytest.approx(worst)
+    assert found["factor"] == {"last": 40, "least": 1, "most": 40}
+    assert found["mac_fraction"] == 0.5
+    assert found["seconds"] == pytest.approx(0.3)
+
+
+def test_without_audits_there_is_nothing_to_say_of_them():
+    assert Audits().summary() == {}
+    empty = Audits()
+    empty.add(Measures(0.2, *[math.nan] * 6, audit=1.0, audit_weight=0.0))
+    assert empty.summary()["agreement"] is None
+    assert empty.summary()["worst_window"] is None

@@ -13,11 +13,21 @@ from jax import lax
 from dynvid.graph.evaluate import Evaluator
 from dynvid.graph.trace import Node, Value
 from dynvid.incremental import program
+from dynvid.incremental.geometry import Table
+from dynvid.incremental.pixels import PixelSegment, vector, vector_shape
 from dynvid.incremental.plan import Boundary, Plan, Segment
 from dynvid.incremental.program import Program
-from dynvid.incremental.rules import Layout, Window, mask_through
-from dynvid.incremental.state import State, interior, same_sample, sample, write_interior
-from dynvid.kernels.masked_conv import CellGrid, update_cells
+from dynvid.incremental.rules import Layout, Window, kernel_order, mask_through
+from dynvid.incremental.state import (
+    State,
+    interior,
+    same_sample,
+    sample,
+    shapes_of,
+    write_interior,
+)
+from dynvid.kernels.masked_conv import CellGrid, prepare_weights, update_cells, update_pixels
+from dynvid.kernels.masked_conv.pixels import Product
 from dynvid.ops import cells, masks
 from dynvid.ops.refresh import BLOCK, moved_beyond, refreshed
 from dynvid.types import Work
@@ -109,13 +119,14 @@ class Runner:
         self.change: dict[Value, jax.Array] = {}
         self._params = params
         self._arguments = jax.tree.leaves(params)
-        self._winograd = [
-            step.node
-            for unit in plan.units
-            if isinstance(unit, Segment) and unit.on_cells is not None
-            for step in unit.on_cells.steps
-            if step.by_winograd
-        ]
+        # With the product that a pixel program makes of it; None of one in Winograd's form.
+        self._prepared: list[tuple[Node, Product | None]] = []
+        for unit in plan.units:
+            if isinstance(unit, Segment) and unit.on_pixels is not None:
+                self._prepared += unit.on_pixels.products
+            elif isinstance(unit, Segment) and unit.on_cells is not None:
+                steps = unit.on_cells.steps
+                self._prepared += [(step.node, None) for step in steps if step.by_winograd]
 
     # What is kept.
 
@@ -134,15 +145,15 @@ class Runner:
         return self.frames if value is self.plan.graph.frames else self.caches[self.slot[value]]
 
     def _prepare(self) -> tuple[jax.Array, ...]:
-        """The kernels of the cells' convolutions in Winograd's form."""
+        """The kernels of convolutions as the cells or the pixel programs read them."""
         weights = []
-        for node in self._winograd:
-            spec = node.params["dimension_numbers"]
-            flip = spec.lhs_spec[2] != self.plan.layouts[node.inputs[0]].row
-            rows, columns = reversed(spec.rhs_spec[2:]) if flip else spec.rhs_spec[2:]
-            order = (rows, columns, spec.rhs_spec[1], spec.rhs_spec[0])
+        for node, product in self._prepared:
+            order = kernel_order(node, self.plan.layouts[node.inputs[0]])
+            kernel = jnp.transpose(self.evaluate(node.inputs[1]), order)
             weights.append(
-                cells.winograd_weights(jnp.transpose(self.evaluate(node.inputs[1]), order))
+                cells.winograd_weights(kernel)
+                if product is None
+                else prepare_weights(product, kernel)
             )
         return tuple(weights)
 
@@ -248,18 +259,6 @@ class Runner:
                     low, high = plan.halos[value]
                     array = cells.add_halo(array, low=low, high=high)
                 self.caches[i] = array
-        dense = jnp.full(self.count, plan.dense_macs, jnp.float32)
-        segments = [unit for unit in plan.units if isinstance(unit, Segment)]
-        work = Work(
-            macs=dense,
-            dense_macs=dense,
-            changed=jnp.ones(self.count, jnp.float32),
-            details={
-                "cells": jnp.array([self.count * _cell_count(s) for s in segments], jnp.int32),
-                "dense": jnp.ones(len(segments), bool),
-                "settled": jnp.zeros((), jnp.int32),
-            },
-        )
         scales = jnp.stack(made) if made else jnp.zeros((0, self.count), jnp.float32)
         layers = plan.layers
         return State(
@@ -276,9 +275,13 @@ class Runner:
                 for v in plan.kept
             ),
             quiet=jnp.zeros(self._blocks(frames), jnp.int32) if settles else None,
+            still=jnp.zeros(self.count, jnp.int32),
             turn=jnp.zeros(self.count, jnp.int32),
-            work=work,
-            changes=tuple(jnp.ones(self._mask_shape(v), bool) for v in plan.graph.outputs),
+            stale=jnp.zeros(self.count, bool),
+            calm=jnp.zeros(self.count, jnp.int32),
+            seen=None,
+            work=self._all_work(),
+            changes=self._all_changed(),
             names=plan.names,
             layers=layers,
             rows=tuple(
@@ -289,11 +292,46 @@ class Runner:
             layouts=tuple(plan.layouts.get(v) for v in (plan.graph.frames, *plan.kept)),
             axes=tuple(0 if v in plan.layouts else plan.streams.get(v, -1) for v in plan.kept),
             compares=plan.compares,
+            parameter_shapes=shapes_of(self._params),
         )
+
+    def _all_work(self) -> Work:
+        """What the dense network executes."""
+        dense = jnp.full(self.count, self.plan.dense_macs, jnp.float32)
+        segments = [unit for unit in self.plan.units if isinstance(unit, Segment)]
+        return Work(
+            macs=dense,
+            dense_macs=dense,
+            changed=jnp.ones(self.count, jnp.float32),
+            details={
+                "cells": jnp.array([self.count * _cell_count(s) for s in segments], jnp.int32),
+                "dense": jnp.ones(len(segments), bool),
+                "settled": jnp.zeros((), jnp.int32),
+                "whole": jnp.ones((), bool),
+            },
+        )
+
+    def _all_changed(self) -> tuple[jax.Array, ...]:
+        """The changes of outputs that are all new."""
+        return tuple(jnp.ones(self._mask_shape(v), bool) for v in self.plan.graph.outputs)
 
     def _blocks(self, frames: jax.Array) -> tuple[int, int, int]:
         """(S, rows, columns) of the blocks that come to rest."""
         return (self.count, -(-frames.shape[1] // BLOCK), -(-frames.shape[2] // BLOCK))
+
+    def _scales(self, state: State) -> jax.Array:
+        """The scales of a state, measured anew once frames went by without it."""
+        if not (self.plan.compares and self.plan.kept):
+            return state.scales
+
+        def measure() -> jax.Array:
+            arrays = [
+                interior(cache, halo) if halo is not None else cache
+                for cache, halo in zip(self.caches, state.halos[1:], strict=True)
+            ]
+            return jnp.stack(list(map(self._rms, self.plan.kept, arrays)))
+
+        return lax.cond(jnp.any(state.stale), measure, lambda: state.scales)
 
     def _rms(self, value: Value, array: jax.Array) -> jax.Array:
         """The root mean square of a new cache, for each stream."""
@@ -309,7 +347,7 @@ class Runner:
     def fits(self, state: State) -> bool:
         """Whether a state is of this function."""
         plan = self.plan
-        mine = (plan.names, plan.layers, plan.stored_halos, len(self._winograd))
+        mine = (plan.names, plan.layers, plan.stored_halos, len(self._prepared))
         return (state.names, state.layers, state.halos, len(state.weights)) == mine
 
     def reads(self, state: State, changed: jax.Array) -> dict[Value, jax.Array | None]:
@@ -376,19 +414,20 @@ class Runner:
           frames: The new frames.
           changed: Which pixels changed, `bool[S, H, W]`.
           composite: Whether unchanged pixels keep their reference value (else: the new one).
-          exact: Where nothing is held back and what was is computed again, `bool[S, H, W]`; nowhere
-            where None.
+          exact: The blocks of the frame where nothing is held back and what was is computed again,
+            `bool[S, rows, columns]` of blocks of `dynvid.ops.refresh.BLOCK`; nowhere where None.
         """
         plan = self.plan
-        # Other parameters than before: nothing that is kept is right any more.
+        # Other parameters than before, or frames that went by: nothing that is kept is right.
         parameters = sample(self._params)
-        self.renew = ~same_sample(parameters, state.parameters)
+        self.renew = ~same_sample(parameters, state.parameters) | jnp.any(state.stale)
         self.joined = jnp.any(state.joined)
         changed = changed | self.renew
         weights = state.weights
         if weights:
             weights = lax.cond(self.renew, self._prepare, lambda: state.weights)
-        self.weights = dict(zip(self._winograd, weights, strict=True))
+        nodes = [node for node, _ in self._prepared]
+        self.weights = dict(zip(nodes, weights, strict=True))
         self.caches = list(state.caches)
         self.tolerances = jnp.where(self.renew, 0, state.tolerances)
         new = jnp.where(changed[..., None], frames, state.reference) if composite else frames
@@ -397,6 +436,7 @@ class Runner:
         self.change = {plan.graph.frames: changed}
         self.held = list(state.held)
         self.exact = exact
+        self.over: dict[bytes, jax.Array] = {}
         self.settled = jnp.zeros((), jnp.int32)
         macs = jnp.zeros(self.count, jnp.float32)
         active, dense = [], []
@@ -418,10 +458,13 @@ class Runner:
                 "cells": jnp.array(active, jnp.int32) if active else jnp.zeros(0, jnp.int32),
                 "dense": jnp.array(dense, bool) if dense else jnp.zeros(0, bool),
                 "settled": self.settled,
+                "whole": jnp.zeros((), bool),
             },
         )
         return dataclasses.replace(
             state,
+            scales=self._scales(state),
+            stale=jnp.zeros_like(state.stale),
             frames=self.frames,
             caches=tuple(self.caches),
             weights=weights,
@@ -432,11 +475,24 @@ class Runner:
             changes=tuple(map(self._output_mask, plan.graph.outputs)),
         )
 
+    def passed(self, state: State, frames: jax.Array) -> State:
+        """The state after frames that went through the function itself: nothing is kept of them."""
+        halo = self.plan.halos[self.plan.graph.frames]
+        return dataclasses.replace(
+            state,
+            frames=write_interior(state.frames, frames, halo),
+            stale=jnp.ones(self.count, bool),
+            work=self._all_work(),
+            changes=self._all_changed(),
+        )
+
     def _segment(self, segment: Segment) -> tuple[jax.Array, jax.Array]:
         """Runs a segment; returns active cells by stream, and whether it ran on whole frames."""
-        self._prefetch(segment)
         slots = [self.slot[value] for value in segment.outputs]
         marked = [self.mask(value) | self.renew | self._due(value) for value in segment.outputs]
+        if segment.on_pixels is not None:
+            return self._on_pixels(segment, segment.on_pixels, marked), jnp.zeros((), bool)
+        self._prefetch(segment)
         active = masks.to_cells(functools.reduce(jnp.logical_or, marked), segment.cell)
         counts = jnp.sum(active, axis=(1, 2), dtype=jnp.int32)
         total = jnp.sum(counts)
@@ -451,9 +507,9 @@ class Runner:
             [self.caches[i] for i in slots],
             [jnp.zeros_like(m) if r else m for m, r in zip(marked, refresh, strict=True)],
         )
-        strict = None
-        if self.exact is not None and any(value in self.plan.compared for value in segment.outputs):
-            strict = masks.to_cells(self._exactly((self.count, *segment.grid)), segment.cell)
+        strict = self._strict(segment)
+        if strict is not None:
+            strict = masks.to_cells(strict, segment.cell)
 
         def on_frame(carry):
             caches, marks = list(carry[0]), list(carry[1])
@@ -485,23 +541,68 @@ class Runner:
             self.change.update(zip(segment.outputs, carry[1], strict=True))
         return counts, dense
 
+    def _on_pixels(
+        self, segment: Segment, part: PixelSegment, marked: list[jax.Array]
+    ) -> jax.Array:
+        """Runs a segment as one call of the kernel; returns active positions by stream."""
+        layouts, outputs = self.plan.layouts, segment.outputs
+        held = self.reach != "geometry"
+        compared = [held or value in self.plan.compared for value in outputs]
+        slots = [self.slot[value] for value in outputs]
+        layout = layouts[outputs[0]]
+        vectors = []
+        for value, channels in part.vectors:
+            node = _broadcast_of(value)
+            array = self.evaluate(value if node is None else node.inputs[0])
+            vectors.append(vector(array, vector_shape(value, layout), layout, channels))
+        maps, moved, counts = update_pixels(
+            part.program(
+                outputs, compared, segment.grid, segment.compared_cell, layouts, self.plan.halos
+            ),
+            [self.padded(value) for value in part.maps],
+            [self.weights[node] for node, _ in part.products],
+            vectors,
+            [self.caches[i] for i in slots],
+            marked,
+            tolerances=jnp.stack([self.tolerances[i] for i in slots]),
+            strict=self._strict(segment),
+        )
+        for i, value, cache, mark, change in zip(slots, outputs, maps, marked, moved, strict=True):
+            self.caches[i] = cache
+            self._keep_held(value, mark, change)
+            if not held:
+                self.change[value] = change
+        return counts
+
     # What was held back.
 
-    def _exactly(self, shape: tuple[int, ...]) -> jax.Array:
-        """Where a value has no tolerance: what of a map `(S, h, w)` lies under `exact`; a vector
-        `(S,)` where all of the frame does.
-        """
+    def _exactly(self, value: Value) -> jax.Array:
+        """Where a value has no tolerance: of a map what lies over `exact`."""
         assert self.exact is not None
-        if len(shape) == 1:
+        if value not in self.plan.places:
             return jnp.all(self.exact, (1, 2))
-        return masks.resize_mask(self.exact, shape[1:])
+        rows, columns = (
+            Table(table.first // BLOCK, table.last // BLOCK) for table in self.plan.places[value]
+        )
+        key = b"/".join(x.tobytes() for t in (rows, columns) for x in (t.first, t.last))
+        if key not in self.over:
+            size = (len(rows.first), len(columns.first))
+            self.over[key] = mask_through(self.exact, (rows, columns), size)
+        return self.over[key]
+
+    def _strict(self, segment: Segment) -> jax.Array | None:
+        """Where the outputs of a segment have no tolerance; None where that is nowhere ever."""
+        compared = [value for value in segment.outputs if value in self.plan.compared]
+        if self.exact is None or not compared:
+            return None
+        return functools.reduce(jnp.logical_or, map(self._exactly, compared))
 
     def _due(self, value: Value) -> jax.Array | bool:
         """Where a value was held back and must not be any longer."""
         held = self.held[self.slot[value]]
         if self.exact is None or held is None:
             return False
-        due = held & self._exactly(held.shape)
+        due = held & self._exactly(value)
         self.settled += jnp.sum(due, dtype=jnp.int32)
         return due
 
@@ -513,7 +614,7 @@ class Runner:
         kept = ~moved
         if self.exact is not None:
             # What did not move without tolerance is right as it is.
-            kept &= ~self._exactly(held.shape)
+            kept &= ~self._exactly(value)
         self.held[self.slot[value]] = jnp.where(computed, kept, held)
 
     def _loop(self, segment: Segment, active, total, marked, refresh: list[bool], carry, strict):
@@ -574,7 +675,7 @@ class Runner:
         """What a boundary's output must move by: `float32[S]`, or of a map's every position."""
         if self.exact is None or self.held[i] is None:
             return self.tolerances[i]
-        exact = self._exactly(self._mask_shape(value))
+        exact = self._exactly(value)
         return jnp.where(exact, 0, self.tolerances[i].reshape(-1, *(1,) * (exact.ndim - 1)))
 
     def _renew(self, value: Value, old, new, tolerance) -> tuple[jax.Array, jax.Array]:

@@ -118,3 +118,28 @@ def cells(length: int, cell: int) -> Region:
         return Region(np.zeros(1, np.int64), length)
     starts = np.minimum(np.arange(-(-length // cell)) * cell, length - cell)
     return Region(starts, cell)
+
+
+def place(receptive_field: ReceptiveField, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which inputs lie under each output, whatever else it reads around them.
+
+    Under an output of a convolution of stride s lie the s inputs in the middle of its window.
+
+    Args:
+      receptive_field: Of the operation.
+      length: How many outputs there are.
+
+    Returns:
+      The first and the last of them, `int[length]`; they may leave the axis.
+
+    >>> first, last = place(Stencil(window=3, stride=2, low=1), 3)
+    >>> first.tolist(), last.tolist()
+    ([0, 2, 4], [1, 3, 5])
+    """
+    positions = np.arange(length)
+    r = receptive_field
+    if not isinstance(r, Stencil):
+        return r.bounds(positions)
+    beyond = max(0, (r.window - 1) * r.dilation + 1 - r.stride)
+    first = positions * r.stride - r.low + -(-beyond // 2)
+    return first // r.base, (first + r.stride - 1) // r.base

@@ -5,15 +5,18 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from dynvid.graph.macs import node_macs
 from dynvid.graph.primitives import ELEMENTWISE
 from dynvid.graph.trace import Graph, Node, Value
 from dynvid.incremental import program
 from dynvid.incremental.cost import Cost, cost_of
-from dynvid.incremental.geometry import Stencil, cells
+from dynvid.incremental.geometry import Stencil, Table, cells, place
+from dynvid.incremental.pixels import PixelSegment, compile_segment
 from dynvid.incremental.program import Extent, MisalignedError, Program
-from dynvid.incremental.rules import Layout, SpatialOp, Window, spatial_op
+from dynvid.incremental.rules import Layout, SpatialOp, Window, kernel_order, spatial_op
+from dynvid.kernels.masked_conv import pixels_run_on
 from dynvid.ops.cells import chunk_size
 
 
@@ -30,6 +33,9 @@ class Segment:
       chunk: How many cells one turn of the loop takes.
       on_cells: How to compute one cell; None where it only runs densely.
       on_frame: How to compute the whole frame.
+      on_pixels: The pixel program that computes single positions in one call; None where the loop
+        over cells does.
+      compared_cell: Rows and columns of what a pixel program compares with the cache as a whole.
       break_even: Above this share of active cells it runs densely.
       macs: Multiply-accumulates of the whole frame, for one stream.
     """
@@ -42,6 +48,8 @@ class Segment:
     chunk: int
     on_cells: Program | None
     on_frame: Program
+    on_pixels: PixelSegment | None
+    compared_cell: tuple[int, int]
     break_even: float
     macs: int
 
@@ -53,6 +61,8 @@ class Segment:
     @property
     def cell_macs(self) -> int:
         """Multiply-accumulates of one cell, halo included."""
+        if self.on_pixels is not None:
+            return self.macs // (self.grid[0] * self.grid[1])
         return self.on_cells.macs() if self.on_cells is not None else 0
 
 
@@ -91,6 +101,7 @@ class Plan:
       units: Segments and boundaries, in order of execution.
       kept: The values kept between frames, in the order of `State.caches`.
       halos: How far windows reach out of the frames and each kept value.
+      places: Which rows and columns of the frames lie under each position of each kept map.
       names: The unit that each kept value belongs to.
       compared: The kept values whose new values are compared with the old ones, and held back where
         these are near.
@@ -105,6 +116,7 @@ class Plan:
     units: tuple[Unit, ...]
     kept: tuple[Value, ...]
     halos: dict[Value, tuple[tuple[int, int], tuple[int, int]]]
+    places: dict[Value, tuple[Table, Table]]
     names: tuple[str, ...]
     compared: frozenset[Value]
     compares: bool
@@ -120,6 +132,14 @@ class Plan:
         pairs = zip(self.kept, self.names, strict=True)
         compared = {name for value, name in pairs if value in self.compared}
         return tuple(unit.name for unit in self.units if unit.name in compared)
+
+    @property
+    def favours_cells(self) -> bool:
+        """Whether most of the arithmetic is cheaper on cells even where all of them are active."""
+        segments = [unit for unit in self.units if isinstance(unit, Segment)]
+        loops = [unit for unit in segments if unit.on_cells and not unit.on_pixels]
+        fast = sum(unit.macs for unit in loops if unit.break_even >= 1)
+        return 2 * fast > self.dense_macs
 
     @property
     def dense_macs(self) -> int:
@@ -192,6 +212,7 @@ class _Planner:
         self.graph = graph
         self.cell = cell
         self.cost = cost
+        self.pixels = pixels_run_on() is not None
         self.count = graph.frames.shape[0]
         self.layouts: dict[Value, Layout] = {graph.frames: Layout(0, 1, 2)}
         self.streams: dict[Value, int] = {}
@@ -260,7 +281,8 @@ class _Planner:
         assert node is not None
         if node in self.home:
             return node in self.ops and self._grid(value) == self._grid(self._last(unit))
-        if node not in self.ops:
+        # A crop that keeps the first rows and columns reads the same positions, of a smaller grid.
+        if node not in self.ops or self._grid(value) != self._grid(self._last(unit)):
             return False
         op = self.ops[node]
         return all(
@@ -393,10 +415,35 @@ def _segment(
         "layouts": planner.layouts,
     }
     on_frame = program.build(outputs, program.whole(*grid), **arguments)
-    pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // grid[0]
     cost = planner.cost
+    on_pixels = None
+    by_loop = planner.cell or _is_wide(on_frame, planner.layouts, cost)
+    if planner.pixels and not by_loop and grid != (1, 1):
+        on_pixels = compile_segment(on_frame, outputs, planner.ops, planner.layouts)
+    if on_pixels is not None:
+        try:
+            pixels = Window(cells(grid[0], 1), cells(grid[1], 1))
+            on_cells = program.build(outputs, pixels, **arguments)
+        except MisalignedError:  # every other position of what was upsampled, say
+            on_cells = None
+        return Segment(
+            name=name,
+            nodes=tuple(planner.members[unit]),
+            outputs=tuple(outputs),
+            grid=grid,
+            cell=(1, 1),
+            chunk=1,
+            on_cells=on_cells,
+            on_frame=on_frame,
+            on_pixels=on_pixels,
+            # Truncation by cells keeps more of what matters at the same arithmetic.
+            compared_cell=(1, 1) if _is_small(grid, cost) else (cost.cells[0],) * 2,
+            break_even=1.0,
+            macs=on_frame.macs(),
+        )
+    pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // grid[0]
     wished = (planner.cell,) if planner.cell else cost.cells
-    small = grid[0] * grid[1] <= cost.single_pixels and not _uses_winograd(on_frame)
+    small = _is_small(grid, cost) and not _uses_winograd(on_frame)
     if small and not planner.cell:
         wished = (1, *wished)
     on_cells = None
@@ -431,9 +478,26 @@ def _segment(
         chunk=chunk,
         on_cells=on_cells,
         on_frame=on_frame,
+        on_pixels=None,
+        compared_cell=cell,
         break_even=_break_even(on_cells, cost) if on_cells is not None else 0.0,
         macs=on_frame.macs(),
     )
+
+
+def _is_wide(part: Program, layouts: dict[Value, Layout], cost: Cost) -> bool:
+    """Whether Winograd's products save more than single positions do."""
+    for step in part.steps:
+        if step.op.winograd:
+            order = kernel_order(step.node, layouts[step.node.inputs[0]])
+            depth, features = (step.node.inputs[1].shape[axis] for axis in order[2:])
+            if min(depth, features) >= cost.winograd_channels:
+                return True
+    return False
+
+
+def _is_small(grid: tuple[int, int], cost: Cost) -> bool:
+    return grid[0] * grid[1] <= cost.single_pixels
 
 
 def _uses_winograd(part: Program) -> bool:
@@ -518,10 +582,49 @@ def make_plan(
             v: (low, (end[0] - grids[v][0], end[1] - grids[v][1]))
             for v, (low, end) in halos.items()
         },
+        places=_places(planner, kept),
         names=tuple(owner[v] for v in kept),
         compared=_compared(units, graph) if compares else frozenset(),
         compares=compares,
     )
+
+
+def _places(planner: _Planner, kept: list[Value]) -> dict[Value, tuple[Table, Table]]:
+    """What of the frames lies under each position of the kept maps.
+
+    It follows the operations, as the rows of a letterboxed frame are not those of its picture.
+    """
+    size = planner._grid(planner.graph.frames)
+    identity = tuple(Table(np.arange(n), np.arange(n)) for n in size)
+    found: dict[Value, tuple[Table, Table]] = {planner.graph.frames: (identity[0], identity[1])}
+
+    def under(value: Value) -> tuple[Table, Table]:
+        if value in found:
+            return found[value]
+        grid = planner._grid(value)
+        op = planner.ops.get(value.node) if value.node is not None else None
+        axes = []
+        for axis in (0, 1):
+            if op is None or not op.operands:  # a map that no rule follows: the frame, resized
+                edges = np.arange(grid[axis] + 1) * size[axis] // grid[axis]
+                axes.append(Table(edges[:-1], np.maximum(edges[1:] - 1, edges[:-1])))
+                continue
+            firsts, lasts = [], []
+            for v, receptive_field in zip(op.operands, op.receptive_fields, strict=True):
+                ends = under(v)[axis]
+                first, last = place(receptive_field[axis], grid[axis])
+                firsts.append(ends.bounds(first)[0])
+                lasts.append(ends.bounds(last)[1])
+            axes.append(Table(np.min(firsts, axis=0), np.max(lasts, axis=0)))
+        found[value] = (axes[0], axes[1])
+        return found[value]
+
+    # In their order, so that a deep network takes no deep recursion.
+    for node in planner.graph.nodes:
+        for value in node.outputs:
+            if value in planner.layouts:
+                under(value)
+    return {value: found[value] for value in kept if value in planner.layouts}
 
 
 def _compared(units: list[Unit], graph: Graph) -> frozenset[Value]:

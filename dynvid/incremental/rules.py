@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from dynvid.graph.evaluate import constant_fold
+from dynvid.graph.macs import band
 from dynvid.graph.primitives import ELEMENTWISE
 from dynvid.graph.trace import Node, Value
 from dynvid.incremental.geometry import ReceptiveField, Region, Stencil, Table
@@ -190,6 +191,15 @@ def _static(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     return SpatialOp("point", tuple(operands), (IDENTITY,) * len(operands), (layout,), evaluate)
 
 
+def kernel_order(node: Node, layout: Layout) -> tuple[int, ...]:
+    """The axes of a convolution's kernel as (rows, columns, in, out), where its operand lies so."""
+    spec = node.params["dimension_numbers"]
+    plane = spec.rhs_spec[2:]
+    if spec.lhs_spec[2] != layout.row:
+        plane = tuple(reversed(plane))
+    return (*plane, spec.rhs_spec[1], spec.rhs_spec[0])
+
+
 def _convolution(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     x, kernel = node.inputs
     if x not in layouts or kernel.frame_dependent:
@@ -204,13 +214,13 @@ def _convolution(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
         return "it convolves over other axes than rows and columns"
     turn = (0, 1) if tuple(plane) == (layout.row, layout.column) else (1, 0)
     out_plane = [spec.out_spec[2 + i] for i in turn]
-    kernel_order = [spec.rhs_spec[2 + i] for i in turn] + [spec.rhs_spec[1], spec.rhs_spec[0]]
+    order = kernel_order(node, layout)
     strides, padding, base, dilation = (
         tuple(p[name][i] for i in turn)
         for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
     )
     groups = p["feature_group_count"]
-    kh, kw, depth, features = (kernel.shape[axis] for axis in kernel_order)
+    kh, kw, depth, features = (kernel.shape[axis] for axis in order)
     receptive_field = tuple(
         Stencil(k, s, low, d, b)
         for k, s, (low, _), d, b in zip((kh, kw), strides, padding, dilation, base, strict=True)
@@ -218,7 +228,7 @@ def _convolution(node: Node, layouts: dict[Value, Layout]) -> SpatialOp | str:
     plain = base == (1, 1)
 
     def evaluate(context, windows, at, ins):
-        weights = jnp.transpose(context.array(kernel), kernel_order)
+        weights = jnp.transpose(context.array(kernel), order)
         products = {
             "precision": p["precision"],
             "preferred_element_type": p["preferred_element_type"],
@@ -405,7 +415,7 @@ def _resize(node, x, matrix, mine, other, first, layout, products) -> SpatialOp 
     place[mine[0]] = len(free) if first else 0
     out_layout = Layout(*(place[a] for a in layout))
     order = layout.rest(x.ndim)
-    taps = int((end - begin).max()) + 1
+    taps = band(weights)
 
     def evaluate(context, windows, at, ins):
         region_in, region_out = ins[0][axis], at[axis]

@@ -1,21 +1,35 @@
 """The transformation: any frame function, run incrementally on a video."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from dynvid.graph.trace import trace
 from dynvid.incremental.execute import Reach, Runner
 from dynvid.incremental.plan import Plan, make_plan
-from dynvid.incremental.state import State, check_setting, interior, is_zero, write_interior
+from dynvid.incremental.state import (
+    State,
+    check_setting,
+    interior,
+    is_zero,
+    shapes_of,
+    write_interior,
+)
 from dynvid.ops import masks
-from dynvid.ops.difference import changed_pixels
-from dynvid.ops.refresh import BLOCK, quiet_frames, settling
-from dynvid.ops.refresh import rotation as rotation_of
+from dynvid.ops.difference import ChangeRule, changed_pixels
+from dynvid.ops.refresh import (
+    BLOCK,
+    blocks_in_turn,
+    moves_everywhere,
+    quiet_frames,
+    settling,
+)
 from dynvid.types import Params, VideoFunction
 
 
@@ -26,11 +40,13 @@ def incremental(
     truncation: ArrayLike | Mapping[str, ArrayLike] = 0.0,
     reference: Literal["last_used", "previous"] = "last_used",
     channels: Literal["any", "gray", "mean"] = "any",
+    changes: ChangeRule | None = None,
     cell: int | None = None,
     break_even: float | None = None,
     reach: Reach = "geometry",
     settle: int | None = None,
     rotation: int | None = None,
+    dense_above: float | None = None,
 ) -> VideoFunction:
     """Turns a frame function into one that recomputes only what changed, as `jax.grad` does grads.
 
@@ -54,7 +70,11 @@ def incremental(
       reference: "last_used" compares with the pixels that the caches were computed from;
         "previous" with the previous frame, as the paper does, and drifts.
       channels: How channels are joined into one difference: see `changed_pixels`.
-      cell: The side of a cell; chosen by layer where None.
+      changes: Another rule of what counts as changed, such as `camera_changes` of
+        `dynvid.ops.difference` for frames as cameras give them; `threshold` means what the rule
+        says. None compares pixels with the threshold.
+      cell: The side of a cell of XLA's loop; None for single positions by the device's own kernel
+        where it has one for a layer, else chosen by layer.
       break_even: Above this share of active cells a layer runs on whole frames, 0 to 1; as measured
         on the device where None, never where 1.
       reach: What a changed pixel marks in a layer: with "geometry" all positions that it reaches
@@ -64,15 +84,24 @@ def incremental(
         `map_caches` made of it: work is in proportion to the mask however deep the network is.
         On grids coarser than the mask's own detail the nearest neighbour reads one position of
         many, and what is small falls through; "cover" marks all positions in which any of it lies.
-      settle: After how many frames without a change a block of 16 pixels, and those around it, is
-        at rest (4, say): what truncation held back under it is computed once more, in all layers,
-        without any; and everywhere once the whole frame is at rest. So no trace of what has left
-        outlives it by more. None never does that.
+      settle: After how many frames without motion a block of 8 pixels, and those around it, is at
+        rest (4, say): what truncation held back over it is computed once more, in all layers,
+        without any; and everywhere once nothing at all has changed for as long. So no trace of what
+        has left outlives it by more, but for the frames, `dynvid.ops.refresh.TURNS` at most, that
+        it is spread over where much comes to rest at once. A block that changes alone is taken for
+        noise and starts no count. None never does any of that.
       rotation: Every so many frames each block has its turn to be taken over: all that differs in
         it by anything at all, without truncation, a share of the frame at each step. So nothing is
         older than that, however faint it moves. None leaves what differs by less than the
         threshold as it is. Where a step gets a mask, that mask alone says what is computed, and
         nothing comes to rest or has its turn.
+      dense_above: Where more than this share of the blocks changed or lies beside one that did, of
+        all streams together, the step is `fn(params, frames)` itself: a camera that pans, a cut,
+        another light. Its output is exact, its work dense, and nothing is kept of it, so that it
+        takes no longer than the dense network; once the camera is at rest again, all is computed
+        anew in one step, what truncation is relative to measured with it. None never does that, nor
+        does a network most of whose arithmetic is cheaper on cells even where all of them are
+        active: wide convolutions of 3x3 on a CPU, or any with a `break_even` of 1.
 
     Returns:
       A `VideoFunction`: `init(params, frames)`, dense; `step(params, state, frames, mask=None)`
@@ -90,7 +119,8 @@ def incremental(
 
     Raises:
       ValueError: For options outside their range; by `init` and `step` for frames of another rank,
-        shape or dtype, and for the state of a function with other cells.
+        shape or dtype, for parameters of other shapes, and for the state of a function with other
+        cells.
 
     Exact when all truncation is zero: the output is `fn(params, state.reference)`, bit for bit on
     integer-valued networks and within rounding on others. Approximate where it is not: each cache
@@ -126,6 +156,8 @@ def incremental(
     for name, frames_ in (("settle", settle), ("rotation", rotation)):
         if frames_ is not None and not (isinstance(frames_, int) and frames_ >= 1):
             raise ValueError(f"{name} must be a number of frames or None; got {frames_!r}")
+    if dense_above is not None and not 0 <= dense_above <= 1:
+        raise ValueError(f"dense_above must be between 0 and 1 or None; got {dense_above!r}")
     if reach not in get_args(Reach):
         raise ValueError(f"reach must be one of {', '.join(get_args(Reach))}; got {reach!r}")
 
@@ -138,6 +170,8 @@ def incremental(
         settles = compares and not (settle is None and rotation is None)
         state = runner.init(jnp.asarray(frames), settles=settles)
         state = state.with_settings(threshold=threshold, truncation=truncation)
+        if changes is not None:
+            state = dataclasses.replace(state, seen=changes.init(jnp.asarray(frames)))
         return state, runner.outputs()
 
     @jax.jit
@@ -146,16 +180,46 @@ def incremental(
     ) -> tuple[State, Any]:
         old = state.reference
         check_step(frames, old, mask)
+        if (shapes := shapes_of(params)) != state.parameter_shapes:
+            raise ValueError(
+                f"params must have the shapes of those of init, {_differing(state, shapes)}"
+            )
         runner = Runner(plan(params, old), params, reach=reach)
-        if not runner.fits(state):
+        if not runner.fits(state) or (state.seen is None) != (changes is None):
             raise ValueError(_ANOTHER)
-        changed, exact = mask, None
-        if changed is None:
-            changed = changed_pixels(frames, old, threshold=state.threshold, channels=channels)
-            state, changed, exact = at_rest(state, frames, changed, settle, rotation)
         composite = reference == "last_used"
-        state = runner.step(state, frames, changed, composite=composite, exact=exact)
-        return state, runner.outputs()
+
+        def update(
+            state: State, new: jax.Array, changed: jax.Array, exact: jax.Array | None
+        ) -> tuple[State, Any]:
+            state = runner.step(state, new, changed, composite=composite, exact=exact)
+            return state, runner.outputs()
+
+        if mask is not None:
+            return update(state, frames, mask, None)
+        new = frames
+        if changes is None:
+            changed = changed_pixels(frames, old, threshold=state.threshold, channels=channels)
+        else:
+            seen, changed, new = changes.step(state.seen, frames, old, state.threshold)
+            state = dataclasses.replace(state, seen=seen)
+        blocks = masks.to_cells(changed, BLOCK)
+        state, changed, exact = resting_and_in_turn(
+            state, new, changed, blocks, settle=settle, rotation=rotation
+        )
+        if dense_above is None or break_even == 1 or runner.plan.favours_cells:
+            return update(state, new, changed, exact)
+        near = masks.stencil(blocks, window=(3, 3), padding=((1, 1), (1, 1)))
+        # Of all streams: their cells share one loop, and the function takes them together.
+        everywhere, calm = moves_everywhere(
+            jnp.any(state.stale), jnp.min(state.calm), jnp.mean(near), dense_above
+        )
+        state = dataclasses.replace(state, calm=jnp.full_like(state.calm, calm))
+
+        def whole(state: State, *_: Any) -> tuple[State, Any]:
+            return runner.passed(state, frames), fn(params, frames)
+
+        return lax.cond(everywhere, whole, update, state, new, changed, exact)
 
     def recalibrate(params: Params, state: State, frames: jax.Array) -> State:
         frames = jnp.asarray(frames)
@@ -163,42 +227,65 @@ def incremental(
         new, _ = init(params, frames)  # the same executable
         if jax.tree.structure(new) != jax.tree.structure(state):
             raise ValueError(_ANOTHER)
-        return dataclasses.replace(new, threshold=state.threshold, truncation=state.truncation)
+        return dataclasses.replace(
+            new, threshold=state.threshold, truncation=state.truncation, seen=state.seen
+        )
 
     return VideoFunction(init=init, step=step, recalibrate=recalibrate)
 
 
-def at_rest(
-    state: State, frames: jax.Array, changed: jax.Array, settle: int | None, period: int | None
+def resting_and_in_turn(
+    state: State,
+    frames: jax.Array,
+    changed: jax.Array,
+    blocks: jax.Array,
+    *,
+    settle: int | None,
+    rotation: int | None,
 ) -> tuple[State, jax.Array, jax.Array | None]:
-    """What comes to rest with a frame, and whose turn it is.
+    """Where truncation holds nothing back: over what came to rest and what has its turn.
+
+    Args:
+      state: Before the step.
+      frames: The new ones.
+      changed: Their changed pixels, `bool[S, H, W]`.
+      blocks: The blocks of `dynvid.ops.refresh.BLOCK` pixels that hold one.
+      settle: As of `incremental`.
+      rotation: Likewise.
 
     Returns:
-      The state with its blocks' age; the changed pixels, with those that the rotation takes over;
-      and where nothing may be held back, `bool[S, H, W]`, None where that is nowhere ever.
+      The state with the age of its blocks; the changed pixels, with those that the rotation takes
+      over; and the blocks where nothing is held back, None where that is nowhere ever.
     """
-    size = (changed.shape[1], changed.shape[2])
-    blocks = None
+    exact = []
     if settle is not None and state.quiet is not None:
-        quiet = quiet_frames(state.quiet, masks.to_cells(changed, BLOCK))
-        state = dataclasses.replace(state, quiet=quiet)
-        blocks = settling(quiet, settle)
-    if period is not None:
-        count = (-(-size[0] // BLOCK), -(-size[1] // BLOCK))
-        turn = rotation_of(state.turn, period, count)
+        still = jnp.where(jnp.any(blocks, (1, 2)), 0, jnp.minimum(state.still + 1, settle))
+        quiet = quiet_frames(state.quiet, blocks, settle)
+        settled, quiet = settling(quiet, still == settle, settle)
+        state = dataclasses.replace(state, quiet=quiet, still=still)
+        exact.append(settled)
+    if rotation is not None:
+        turn = blocks_in_turn(state.turn, rotation, blocks.shape[1:])
         state = dataclasses.replace(state, turn=state.turn + 1)
         differs = jnp.any(frames != state.reference, axis=-1)
-        changed = changed | (differs & masks.from_cells(turn, BLOCK, size))
-        blocks = turn if blocks is None else blocks | turn
-    if blocks is None:
-        return state, changed, None
-    return state, changed, masks.from_cells(blocks, BLOCK, size)
+        changed = changed | (differs & masks.from_cells(turn, BLOCK, changed.shape[1:]))
+        exact.append(turn)
+    return state, changed, functools.reduce(jnp.logical_or, exact) if exact else None
 
 
 _ANOTHER = (
-    "state must be of this very function, made with the same cell and with a truncation where this "
-    "one has a truncation; got the state of another"
+    "state must be of this very function, made with the same cell and changes and with a "
+    "truncation where this one has a truncation; got the state of another"
 )
+
+
+def _differing(state: State, shapes: tuple[tuple[int, ...], ...]) -> str:
+    """What the parameters of a state and others differ by first."""
+    mine = state.parameter_shapes
+    if len(mine) != len(shapes):
+        return f"{len(mine)} arrays; got {len(shapes)}"
+    at = next(i for i, pair in enumerate(zip(mine, shapes, strict=True)) if pair[0] != pair[1])
+    return f"{list(mine[at])} of array {at}; got {list(shapes[at])}"
 
 
 def check_step(frames: jax.Array, reference: jax.Array, mask: jax.Array | None) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from dynvid.ops.boxes import Detections, intersection_over_union
+from dynvid.types import Agreement
 
 
 class AveragePrecision(NamedTuple):
@@ -300,3 +301,27 @@ def detection_agreement(dense: Detections, dynamic: Detections, *, iou: float = 
     _, pairs = lax.fori_loop(0, min(rows, columns), pair, start)
     total = jnp.sum(dense.valid, 1) + jnp.sum(dynamic.valid, 1)
     return jnp.where(total > 0, 2 * pairs / jnp.maximum(total, 1), 1.0)
+
+
+def detection_f1(dense: Detections, dynamic: Detections) -> Agreement:
+    """`detection_agreement`, weighted by how many detections both runs have.
+
+    So its mean is the F1 score of all images together. It is what `dynvid.tune` and
+    `dynvid.audited` take as `metric=` where outputs are decoded to detections.
+
+    Args:
+      dense: `(B, K)` detections.
+      dynamic: `(B, J)` detections in the same unit, clipped in the same way.
+
+    Returns:
+      An `Agreement`, `(B,)`.
+
+    >>> found = Detections(
+    ...     jnp.array([[[0.0, 0, 4, 4], [9, 9, 12, 12]]]), jnp.array([[0.9, 0.5]]),
+    ...     jnp.zeros((1, 2), int), jnp.ones((1, 2), bool),
+    ... )
+    >>> detection_f1(found, found._replace(valid=jnp.array([[True, False]]))).weight
+    Array([3.], dtype=float32)
+    """
+    count = jnp.sum(dense.valid, 1) + jnp.sum(dynamic.valid, 1)
+    return Agreement(detection_agreement(dense, dynamic), count.astype(jnp.float32))

@@ -12,7 +12,7 @@ from dynvid.errors import one_line
 from dynvid.incremental import explain, incremental
 from dynvid.models.driving import MULTIPLE, load_driving_networks
 from dynvid.models.flow_detection import FlowDetectionNetworks
-from dynvid.ops.difference import trusted_flow
+from dynvid.ops.difference import camera_changes, trusted_flow
 from dynvid.ops.early_exit import Measure
 from dynvid.ops.labels import LabelMap
 from dynvid.ops.letterbox import Letterbox
@@ -21,6 +21,7 @@ from dynvid.ops.regions import divide_frame
 from dynvid.ops.warp import Motion, resize_motion
 from dynvid.systems.dense import dense
 from dynvid.systems.dvsnet import DVSNetParams, DVSNetState, dvsnet
+from dynvid.systems.dvsnet.system import THRESHOLDS as POLICY_THRESHOLDS
 from dynvid.systems.dvsnet.system import Policy
 from dynvid.systems.dynamic_inference import dynamic_inference_stream
 from dynvid.systems.dynamic_inference.stream import Evidence
@@ -31,6 +32,7 @@ from dynvid.systems.flow_detection import (
     flow_detection,
     split_detector,
 )
+from dynvid.systems.flow_detection.system import THRESHOLDS as KEY_THRESHOLDS
 from dynvid.systems.flow_detection.system import KeyRule, Propagated
 from dynvid.systems.ifmdc import Settings, calibrated_settings, ifmdc_network
 from dynvid.types import Frames, Output, Params, VideoFunction
@@ -101,6 +103,7 @@ class System:
       name: As the command line has it.
       summary: What it does, in one line.
       options: By name; those of `build`.
+      own: For options that stand for what others imply where they are null: that, of all options.
       build: `build(network, frames, **options) -> VideoFunction`: of a `Network` and of the video's
         first frames, uint8 `(S, H, W, 3)`, for systems that calibrate themselves or depend on
         their size. The function takes the network's parameters. It raises ValueError for what it
@@ -119,6 +122,7 @@ class System:
     summary: str
     options: Mapping[str, Option]
     build: Callable[..., VideoFunction]
+    own: Mapping[str, Callable[[Mapping[str, Any]], Any]] = dataclasses.field(default_factory=dict)
     calibration_frames: int = 1
     tasks: frozenset[str] | None = None
     kept: str = "pixels unchanged"
@@ -130,11 +134,15 @@ class System:
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options: those that are given, and the defaults of the others.
 
+        Where one is null that the others imply, it is what they imply.
+
         Raises:
           ValueError: An option is not known, or its value is not allowed.
 
         >>> SYSTEMS["incremental"].settings({"threshold": 20})["truncation"]
         0.5
+        >>> SYSTEMS["dvsnet"].settings({"policy": "flow_magnitude"})["threshold"]
+        2.0
         >>> SYSTEMS["incremental"].settings({"treshold": 20})
         Traceback (most recent call last):
         ...
@@ -146,7 +154,9 @@ class System:
         for name, value in given.items():
             if not self.options[name].allows(value):
                 raise ValueError(f"{name} must be {self.options[name].expected}; got {value!r}")
-        return {name: option.default for name, option in self.options.items()} | dict(given)
+        options = {name: option.default for name, option in self.options.items()} | dict(given)
+        implied = {name: of(options) for name, of in self.own.items() if options[name] is None}
+        return options | implied
 
 
 def _number(value: Any, *, most: float = math.inf) -> bool:
@@ -170,6 +180,22 @@ def choice_option(default: str, *others: str) -> Option:
     words = (default, *others)
     expected = ", ".join(map(repr, words[:-1])) + f" or {words[-1]!r}"
     return Option(default, expected, lambda value: value in words)
+
+
+def _frames_option(default: int | None) -> Option:
+    return Option(
+        default,
+        "a positive number of frames or null",
+        lambda value: value is None or _positive(value),
+    )
+
+
+def _share_option(default: float | None) -> Option:
+    return Option(
+        default,
+        "a share between 0 and 1 or null",
+        lambda value: value is None or _number(value, most=1),
+    )
 
 
 def _truncation_option(default: float) -> Option:
@@ -207,17 +233,22 @@ def _finite_or_none(value: Any) -> bool:
 
 _OVERLAP = 16  # pixels; the paper's 64 are for frames of 2048 x 1024
 # As measured on PETS and TUD-Stadtmitte with YOLOv5n, experiments/flow_detection: grey levels that
-# a motion may leave unexplained, in what share of a frame, positions around those that are updated
-# too, and grey levels by which a motion must explain a place better than none does.
-_UNEXPLAINED, _MOST, _AROUND, _TRUST = 8.0, 0.1, 1, 3.0
+# a motion may leave unexplained, positions around those that are updated too, and grey levels by
+# which a motion must explain a place better than none does.
+_UNEXPLAINED, _AROUND, _TRUST = 8.0, 1, 3.0
 _REFERENCE = ("last_used", "previous")
-_FRAMES_OR_NONE = Option(
-    None,
-    "a positive number of frames or null",
-    lambda value: value is None or _positive(value),
-)
 _CHANNELS = choice_option("any", "gray", "mean")
 _FLAG = "true or false"
+
+
+def incremental_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the system "incremental", as `dynvid.incremental` takes them.
+
+    >>> incremental_options({"changes": "pixels", "settle": 4})
+    {'changes': None, 'settle': 4}
+    """
+    rule = camera_changes() if options["changes"] == "camera" else None
+    return {**options, "changes": rule}
 
 
 def _incremental(network: Network, frames: Sequence[Frames], **options: Any) -> VideoFunction:
@@ -229,7 +260,7 @@ def _incremental(network: Network, frames: Sequence[Frames], **options: Any) -> 
                 "truncation must name layers of the network, which dynvid explain lists; got "
                 f"{', '.join(unknown)}"
             )
-    return incremental(network.on_frames, **options)
+    return incremental(network.on_frames, **incremental_options(options))
 
 
 def _dense(network: Network, frames: Sequence[Frames]) -> VideoFunction:
@@ -317,10 +348,9 @@ def _dvsnet(
             motion = motion._replace(scale=None)
         return resize_motion(motion, scores.shape[1:3])
 
-    usual = SYSTEMS["incremental"].settings({})
     inner = {
-        "threshold": usual["threshold"] if pixel_threshold is None else pixel_threshold,
-        "truncation": usual["truncation"] if truncation is None else truncation,
+        "threshold": 15 if pixel_threshold is None else pixel_threshold,
+        "truncation": 0.5 if truncation is None else truncation,
     }
     video = dvsnet(
         network.class_scores,
@@ -416,7 +446,6 @@ def _flow_detection(
             aggregate="none",
             margin=_AROUND,
             consistency_threshold=_UNEXPLAINED,
-            threshold=_MOST if options["key"] == "feature_consistency" else None,
         ),
     )
     return _of_camera(
@@ -575,22 +604,20 @@ SYSTEMS: dict[str, System] = {
             summary="recompute what a changed pixel reaches, in any network",
             build=_incremental,
             options={
-                "threshold": threshold_option(15),
+                "threshold": threshold_option(8),
                 "truncation": _truncation_option(0.5),
                 "reference": choice_option(*_REFERENCE),
                 "channels": _CHANNELS,
+                "changes": choice_option("camera", "pixels"),
                 "cell": Option(
                     None,
                     "a positive number of pixels or null",
                     lambda value: value is None or _positive(value),
                 ),
-                "break_even": Option(
-                    None,
-                    "a share between 0 and 1 or null",
-                    lambda value: value is None or _number(value, most=1),
-                ),
-                "settle": _FRAMES_OR_NONE,
-                "rotation": _FRAMES_OR_NONE,
+                "break_even": _share_option(None),
+                "settle": _frames_option(4),
+                "rotation": _frames_option(250),
+                "dense_above": _share_option(0.5),
             },
         ),
         System(
@@ -650,6 +677,7 @@ SYSTEMS: dict[str, System] = {
             tasks=frozenset({"segmentation"}),
             kept="regions warped",
             score_unit=lambda options: _SCORE_UNITS[options["policy"]],
+            own={"threshold": lambda options: POLICY_THRESHOLDS[options["policy"]]},
             options={
                 "policy": choice_option(*get_args(Policy)),
                 "threshold": Option(
@@ -689,6 +717,7 @@ SYSTEMS: dict[str, System] = {
             tasks=frozenset({"detection"}),
             kept="features carried",
             score_unit=lambda options: _KEY_UNITS[options["key"]],
+            own={"threshold": lambda options: KEY_THRESHOLDS[options["key"]]},
             options={
                 "at": Option(
                     None,

@@ -11,7 +11,7 @@ from jax import lax
 from dynvid.ops.early_exit import Exits, Prediction
 from dynvid.tasks.preprocessing import Preprocessing
 from dynvid.tasks.task import Task, class_name
-from dynvid.types import Output, Params
+from dynvid.types import Agreement, Output, Params
 from dynvid.video.draw import draw_exits, draw_ranking
 
 
@@ -78,9 +78,10 @@ class ActionRecognition(Task):
         best, classes = lax.top_k(probabilities, min(self.top, scores.shape[1]))
         return Ranking(classes, best, exits)
 
-    def compare(self, expected: Ranking, found: Ranking) -> jax.Array:
-        """1 where both have the same best class, else 0."""
-        return (expected.classes[:, 0] == found.classes[:, 0]).astype(jnp.float32)
+    def compare(self, expected: Ranking, found: Ranking) -> Agreement:
+        """1 where both have the same best class, else 0; all frames weigh the same."""
+        same = (expected.classes[:, 0] == found.classes[:, 0]).astype(jnp.float32)
+        return Agreement(same, jnp.ones_like(same))
 
     def draw(self, frame: np.ndarray, result: Ranking) -> np.ndarray:
         """The classes with their probabilities as bars, in the upper left corner.

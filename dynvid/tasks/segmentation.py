@@ -13,7 +13,7 @@ from dynvid.ops.labels import LabelMap, best_classes, label_map
 from dynvid.ops.letterbox import Letterbox
 from dynvid.tasks.preprocessing import Preprocessing
 from dynvid.tasks.task import Task, class_name
-from dynvid.types import Output, Params
+from dynvid.types import Agreement, Output, Params
 from dynvid.video.draw import draw_labels
 
 
@@ -63,8 +63,11 @@ class Segmentation(Task):
         labels, _ = best_classes(scores, frame_size, window=window)
         return label_map(labels, classes=scores.shape[3])
 
-    def compare(self, expected: LabelMap, found: LabelMap) -> jax.Array:
-        """Mean intersection over union of the classes that either label map has."""
+    def compare(self, expected: LabelMap, found: LabelMap) -> Agreement:
+        """Mean intersection over union of the classes that either label map has.
+
+        All frames weigh the same.
+        """
         classes = expected.counts.shape[1]
         same = jnp.where(expected.labels == found.labels, expected.labels, classes)
         shared = jax.vmap(lambda x: jnp.bincount(x.reshape(-1), length=classes))(
@@ -72,7 +75,8 @@ class Segmentation(Task):
         )
         union = expected.counts + found.counts - shared
         overlap = jnp.where(union > 0, shared / jnp.maximum(union, 1), 0)
-        return jnp.sum(overlap, 1) / jnp.sum(union > 0, 1)
+        mean = jnp.sum(overlap, 1) / jnp.sum(union > 0, 1)
+        return Agreement(mean, jnp.ones_like(mean))
 
     def draw(self, frame: np.ndarray, result: LabelMap) -> np.ndarray:
         """A colour for each class over the frame, and a legend of those that are in it.

@@ -8,7 +8,7 @@ import numpy as np
 
 from dynvid.ops.letterbox import Letterbox
 from dynvid.tasks.preprocessing import Preprocessing
-from dynvid.types import Frames, Output, Params
+from dynvid.types import Agreement, Frames, Output, Params
 
 Result = Any
 """What a task makes of a network's outputs: a pytree of arrays `(S, ...)`, one row a stream."""
@@ -46,8 +46,11 @@ class Task(Protocol):
         """Results, in pixels of frames of `(height, width)`, from the network's raw outputs."""
         ...
 
-    def compare(self, expected: Result, found: Result) -> jax.Array:
-        """How far two results of the same frames agree, `(S,)` in [0, 1]."""
+    def compare(self, expected: Result, found: Result) -> Agreement:
+        """How far two results of the same frames agree, and how much there is to agree on: `(S,)`.
+
+        It is what `dynvid.tune` and `dynvid.audited` judge by.
+        """
         ...
 
     def draw(self, frame: np.ndarray, result: Result) -> np.ndarray:

@@ -4,13 +4,14 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from dynvid.files import part_file
 
-_INCREMENTAL, _DENSE, _SCENE = "#0072b2", "#999999", "#009e73"
+_INCREMENTAL, _DENSE, _SCENE, _TARGET = "#0072b2", "#999999", "#009e73", "#d55e00"
 
 
 def plot_report(
@@ -20,6 +21,9 @@ def plot_report(
     seconds: Sequence[float],
     similarity: Sequence[float],
     dense_seconds: Sequence[float] | None = None,
+    agreement: Sequence[float] | None = None,
+    factor: Sequence[float] | None = None,
+    target: float | None = None,
     frames_per_point: int = 1,
     title: str = "",
     name: str = "incremental",
@@ -38,6 +42,9 @@ def plot_report(
       similarity: Share of each frame's pixels that did not change, or of what else was kept, in
         [0, 1].
       dense_seconds: Time of the dense network on the same frames, where it was measured.
+      agreement: How far results agree with dense ones, where that was measured: NaN elsewhere.
+      factor: What the settings are multiplied by, where audits move them.
+      target: The agreement that was promised.
       frames_per_point: How many frames each entry after the first is the mean of.
       title: A heading.
       name: Of what was run.
@@ -61,6 +68,10 @@ def plot_report(
     named = {"seconds": seconds, "similarity": similarity}
     if dense_seconds is not None:
         named["dense_seconds"] = dense_seconds
+    if agreement is not None:
+        named["agreement"] = agreement
+    if factor is not None:
+        named["factor"] = factor
     for series, values in named.items():
         if len(values) != count:
             raise ValueError(
@@ -69,9 +80,10 @@ def plot_report(
     if count == 0:
         raise ValueError("mac_fraction must have at least one entry; got none")
 
-    figure = Figure(figsize=(9, 7.5), dpi=110, layout="constrained")
+    panels = 3 if agreement is None else 4
+    figure = Figure(figsize=(9, 2.5 * panels), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    work_axes, time_axes, scene_axes = figure.subplots(3, 1, sharex=True)
+    work_axes, time_axes, *middle, scene_axes = figure.subplots(panels, 1, sharex=True)
     # The first frame is 0; the middle of the n frames from 1 on is (n + 1) / 2, and so on.
     frames = np.maximum(0, frames_per_point * (np.arange(count) - 0.5) + 0.5)
     marker = "." if count < 30 else ""  # a lone point draws no line
@@ -108,6 +120,9 @@ def plot_report(
         )
     time_axes.set(title="Time", ylabel="ms per frame", ylim=(0, highest or 1))
 
+    if agreement is not None:
+        _plot_agreement(middle[0], frames, agreement, factor, target)
+
     unchanged = np.asarray(similarity, float)
     mean = np.nanmean(unchanged) if np.isfinite(unchanged).any() else np.nan
     scene_axes.plot(
@@ -124,7 +139,7 @@ def plot_report(
     scene_axes.set_ylim(max(0.0, 1.0 - 1.25 * max(1.0 - lowest, 0.004)), 1.0)
     scene_axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
 
-    for axes in (work_axes, time_axes, scene_axes):
+    for axes in (work_axes, time_axes, *middle, scene_axes):
         axes.grid(alpha=0.3, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(axes.get_title(), loc="left", fontsize=11, fontweight="bold")
@@ -136,3 +151,39 @@ def plot_report(
 
     with part_file(path) as part:
         figure.savefig(part, format="png")
+
+
+def _plot_agreement(
+    axes: Axes,
+    frames: np.ndarray,
+    agreement: Sequence[float],
+    factor: Sequence[float] | None,
+    target: float | None,
+) -> None:
+    """What was promised, what was kept, and how the settings followed."""
+    values = np.asarray(agreement, float)
+    known = np.isfinite(values)
+    mean = f", mean {values[known].mean():.3f}" if known.any() else ""
+    axes.plot(
+        frames[known],
+        values[known],
+        color=_INCREMENTAL,
+        linewidth=1.3,
+        marker="o" if known.sum() < 100 else "",
+        markersize=3.5,
+        label=f"measured{mean}",
+        clip_on=False,
+    )
+    lowest = [0.9, *values[known]]
+    if target is not None:
+        axes.axhline(
+            target, color=_TARGET, linestyle="--", linewidth=1.6, label=f"target {target:g}"
+        )
+        lowest.append(target)
+    axes.set(title="Agreement", ylabel="with dense", ylim=(max(0.0, min(lowest) - 0.05), 1.0))
+    if factor is not None and np.isfinite(np.asarray(factor, float)).any():
+        other = axes.twinx()
+        other.step(frames, np.asarray(factor, float), where="post", color=_DENSE, linewidth=1)
+        other.set_ylabel("factor of the settings", color=_DENSE)
+        other.set_ylim(0, None)
+        other.spines["top"].set_visible(False)

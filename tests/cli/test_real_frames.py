@@ -39,7 +39,7 @@ def resized_beforehand(source, path) -> float:
             continue
         state, outputs = step(model.params, state, x)
         expected = decode(model.params, dense(model.params, x))
-        found.append(float(compare(expected, decode(model.params, outputs))[0]))
+        found.append(float(compare(expected, decode(model.params, outputs)).score[0]))
     return float(np.mean(found))
 
 

@@ -92,7 +92,8 @@ def test_counts_add_up_and_a_class_without_truth_is_not_judged():
 
 
 def trial(tau, agreement):
-    return Trial(15.0, {"conv_1": tau} if tau else {}, agreement, 0.5, False)
+    truncation = {"conv_1": tau} if tau else {}
+    return Trial(15.0, truncation, agreement, agreement, 0.5, 50, False)
 
 
 def test_the_targets_are_before_the_first_loss_and_a_step_before_the_last_setting_without():

@@ -42,7 +42,7 @@ def test_agreement_is_that_of_the_best_class():
     one = Ranking(jnp.array([[3, 1], [2, 0]]), jnp.array([[0.9, 0.1], [0.6, 0.4]]))
     other = Ranking(jnp.array([[3, 0], [0, 2]]), jnp.array([[0.5, 0.2], [0.5, 0.5]]))
     task = ActionRecognition(preprocessing=PIXELS)
-    assert task.compare(one, other).tolist() == [1, 0]
+    assert task.compare(one, other).score.tolist() == [1, 0]
 
 
 def test_bars_are_as_long_as_classes_are_likely():

@@ -81,7 +81,7 @@ def test_agreement_is_the_mean_intersection_over_union():
         counts = np.stack([np.bincount(x.ravel(), minlength=6) for x in labels])
         return LabelMap(jnp.asarray(labels), jnp.asarray(counts, jnp.int32))
 
-    agreement = task().compare(label_map(maps[0]), label_map(maps[1]))
+    agreement = task().compare(label_map(maps[0]), label_map(maps[1])).score
     overlaps = []
     for a, b in zip(maps[0], maps[1], strict=True):
         here = [c for c in range(6) if (a == c).any() or (b == c).any()]

@@ -36,6 +36,23 @@ def test_report_is_drawn(tmp_path, count, dense):
     assert [p.name for p in tmp_path.iterdir()] == ["report.png"]
 
 
+def test_agreement_gets_a_panel_of_its_own(tmp_path):
+    scores, factors = [NAN] * 60, [NAN, *[1.0] * 30, *[0.5] * 29]
+    scores[20], scores[40] = 0.8, 0.95
+    plot_report(tmp_path / "report.png", **series(60), agreement=scores, factor=factors, target=0.9)
+    plot_report(tmp_path / "plain.png", **series(60))
+    with_panel, without = (iio.imread(tmp_path / f"{n}.png") for n in ("report", "plain"))
+    assert with_panel.shape[0] == without.shape[0] * 4 // 3
+
+    def count(picture, color):
+        wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+        return (np.abs(picture[..., :3].astype(int) - wanted).max(axis=-1) < 8).sum()
+
+    assert count(with_panel, report._TARGET) > 20 > count(without, report._TARGET)
+    # Nothing to agree on yet is no warning.
+    plot_report(tmp_path / "report.png", **series(3), agreement=[NAN] * 3, factor=[NAN] * 3)
+
+
 def test_values_that_were_not_measured_are_no_warning(tmp_path):
     plot_report(
         tmp_path / "report.png",
@@ -63,6 +80,8 @@ def test_no_global_state_is_touched(tmp_path):
 def test_series_that_differ_in_length_are_named(tmp_path):
     with pytest.raises(ValueError, match="seconds must have 3 entries as mac_fraction; got 2"):
         plot_report(tmp_path / "report.png", **series(3, seconds=[1, 2]))
+    with pytest.raises(ValueError, match="agreement must have 3 entries as mac_fraction; got 1"):
+        plot_report(tmp_path / "report.png", **series(3), agreement=[1])
     with pytest.raises(ValueError, match="at least one entry; got none"):
         plot_report(tmp_path / "report.png", mac_fraction=[], seconds=[], similarity=[])
     assert list(tmp_path.iterdir()) == []

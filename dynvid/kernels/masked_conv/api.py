@@ -1,15 +1,23 @@
 """The one seam where cells, their worklist and the kept maps become work."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynvid.kernels.masked_conv import xla
+from dynvid.kernels.masked_conv import cpu, xla
 from dynvid.kernels.masked_conv.cell_grid import CellGrid
+from dynvid.kernels.masked_conv.pixels import (
+    Output,
+    Part,
+    PixelProgram,
+    Product,
+    Source,
+    Steps,
+)
 from dynvid.ops import cells, masks
 from dynvid.ops.masks import Worklist
 from dynvid.ops.sparse_conv import check_convolution
@@ -18,6 +26,8 @@ Compute = Callable[[jax.Array, jax.Array, jax.Array], Sequence[jax.Array]]
 """`compute(stream, row, column)` of K cells -> what they hold now, `(K, h, w, ...)` of each map."""
 
 Implementation = Literal["xla"]
+PixelImplementation = Literal["cpu", "xla"]
+ConvolutionImplementation = Literal["cpu", "pallas_tpu", "xla"]
 
 _IMPLEMENTATIONS = {"xla": xla.update_cells}
 
@@ -110,7 +120,7 @@ def masked_conv(
     cell: int = 2,
     chunk: int = 32,
     precision: lax.PrecisionLike = None,
-    implementation: Implementation | None = None,
+    implementation: ConvolutionImplementation | None = None,
 ) -> jax.Array:
     """Convolves the cells that a change reaches and keeps the previous output elsewhere.
 
@@ -130,13 +140,16 @@ def masked_conv(
       cell: The side of a cell, in output pixels.
       chunk: How many cells one turn of the loop takes.
       precision: Of the products, as in `lax.conv_general_dilated`.
-      implementation: As of `update_cells`.
+      implementation: "xla", the loop over cells; "cpu", single positions by the CPU's own kernel
+        (float32, one group or depthwise); "pallas_tpu", tiles by a TPU's (strides of one, one
+        group). None for the kernel of the device where it serves, else the loop.
 
     Returns:
-      `(S, H', W', O)`. Not differentiable in reverse: the loop has no fixed number of turns.
+      `(S, H', W', O)`. Not differentiable in reverse: the work has no fixed size.
 
     Raises:
-      ValueError: Shapes that do not fit one another, a cell or a chunk below one.
+      ValueError: Shapes that do not fit one another, a cell or a chunk below one, an implementation
+        that does not exist or does not serve here.
 
     Exact when `previous` is the convolution of an input that differs from `x` under the mask only;
     bit for bit on integer values, up to the order of summation on others.
@@ -162,6 +175,16 @@ def masked_conv(
     if not impacted.size:
         return previous
     height, width = impacted.shape[1:]
+    chosen = _convolution_by(x, kernel, previous, strides, groups, implementation)
+    if chosen == "cpu":
+        return _by_pixels(x, kernel, previous, impacted, step, padding, spread)
+    if chosen == "pallas_tpu":
+        from dynvid.kernels.masked_conv import pallas_tpu  # slow to import
+
+        options: dict[str, Any] = {} if precision is None else {"precision": precision}
+        return pallas_tpu.convolve_tiles(
+            x, kernel, previous, impacted, padding=padding, dilation=dilation, **options
+        )[0]
     size = (min(cell, height), min(cell, width))
     # The last cell is moved back so that none leaves the output.
     starts = [
@@ -207,6 +230,149 @@ def masked_conv(
         marked=[impacted],
         moved=[jnp.zeros_like(impacted)],
         tolerances=[jnp.zeros(len(x), jnp.float32)],
-        implementation=implementation,
     )
     return out
+
+
+def _convolution_by(
+    x: jax.Array,
+    kernel: jax.Array,
+    previous: jax.Array,
+    strides: Sequence[int],
+    groups: int,
+    implementation: ConvolutionImplementation | None,
+) -> ConvolutionImplementation:
+    """What runs a single convolution."""
+    known = get_args(ConvolutionImplementation)
+    if implementation not in (None, *known):
+        raise ValueError(
+            f"implementation must be one of {sorted(known)} or None; got {implementation!r}"
+        )
+    single = all(array.dtype == jnp.float32 for array in (x, kernel, previous))
+    depthwise = kernel.shape[2] == 1 and groups == kernel.shape[3]
+    if implementation == "pallas_tpu":
+        serves = groups == 1 and tuple(strides) == (1, 1)
+    elif implementation == "xla":
+        serves = True
+    else:
+        serves = single and (groups == 1 or depthwise) and pixels_run_on() == "cpu"
+    if implementation is None:
+        return "cpu" if serves else "xla"
+    if not serves:
+        raise ValueError(
+            f"implementation {implementation!r} does not serve a convolution of {x.dtype} in "
+            f"{groups} groups with strides of {tuple(strides)} here"
+        )
+    return implementation
+
+
+def _by_pixels(
+    x: jax.Array,
+    kernel: jax.Array,
+    previous: jax.Array,
+    impacted: jax.Array,
+    strides: tuple[int, int],
+    padding: Sequence[tuple[int, int]],
+    dilation: tuple[int, int],
+) -> jax.Array:
+    """A single convolution as a pixel program."""
+    streams, height, width, features = previous.shape
+    shape, window = x.shape[1:3], kernel.shape[:2]
+    low = [max(0, pad[0]) for pad in padding]
+    steps = [Steps(n, -pad[0]) for n, pad in zip(strides, padding, strict=True)]
+    ends = [
+        step.first(count - 1) + (taps - 1) * apart + 1
+        for step, count, taps, apart in zip(steps, (height, width), window, dilation, strict=True)
+    ]
+    high = [max(0, end - length) for end, length in zip(ends, shape, strict=True)]
+    stored = [a + n + b for a, n, b in zip(low, shape, high, strict=True)]
+    channels = x.shape[3]
+    product = Product(
+        "dense" if kernel.shape[2] == channels else "depthwise",
+        (Part(0, False, 0, channels, *steps),),
+        features,
+        (window[0], window[1]),
+        dilation,
+        weights=0,
+    )
+    program = PixelProgram(
+        grid=(height, width),
+        sources=(Source((*shape, channels), (low[0], low[1]), (stored[0], stored[1])),),
+        steps=(product,),
+        outputs=(Output(0, compared=True),),
+        places=(Source((height, width, features), (0, 0), (height, width)),),
+    )
+    (out,), _, _ = update_pixels(
+        program,
+        [cells.add_halo(x, low=(low[0], low[1]), high=(high[0], high[1]))],
+        [prepare_weights(product, kernel)],
+        [],
+        [previous],
+        [impacted],
+        tolerances=jnp.zeros((1, streams), jnp.float32),
+    )
+    return out
+
+
+def pixels_run_on(*, device: Any = None) -> PixelImplementation | None:
+    """What runs pixel programs on a device beside the reference; None where nothing does.
+
+    Args:
+      device: A `jax.Device`; the default device where None.
+    """
+    device = device or jax.config.jax_default_device or jax.local_devices()[0]
+    if getattr(device, "platform", device) != "cpu":
+        return None
+    return "cpu" if cpu.library() is not None else None
+
+
+def prepare_weights(step: Product, kernel: jax.Array) -> jax.Array:
+    """The weights of a product as `update_pixels` reads them; see `cpu.prepare`."""
+    return cpu.prepare(step, kernel) if pixels_run_on() == "cpu" else kernel
+
+
+def update_pixels(
+    program: PixelProgram,
+    sources: Sequence[jax.Array],
+    weights: Sequence[jax.Array],
+    vectors: Sequence[jax.Array],
+    previous: Sequence[jax.Array],
+    marked: Sequence[jax.Array],
+    *,
+    tolerances: jax.Array,
+    strict: jax.Array | None = None,
+    implementation: PixelImplementation | None = None,
+) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
+    """Computes the marked positions of some maps and writes them into the maps in place.
+
+    Args:
+      program: What is computed of a position.
+      sources: The stored maps that it reads, `float32(S, h, w, C)` with their halo of zeros.
+      weights: Of each product, `prepare_weights` of its kernel.
+      vectors: What its formulas take one of a channel, `float32(1 or S, C)`.
+      previous: What is kept of each output, with its halo.
+      marked: Of each output, the positions that may have changed, `bool[S, H, W]`; what any of them
+        marks is computed.
+      tolerances: Of each output, how far a value must move for its position to be replaced,
+        `float32[outputs, S]`; only of those that are compared.
+      strict: The positions whose tolerance is zero whatever the others' is, `bool[S, H, W]`.
+      implementation: "cpu" or "xla", the reference, which computes everything; None for the best
+        that the device has.
+
+    Returns:
+      The maps; of each output what was replaced, `bool[S, H, W]`, or where it is not compared what
+      was marked; how many positions were computed, `int32[S]`.
+
+    Raises:
+      ValueError: An implementation that does not exist or does not run here.
+
+    Exact as the convolution itself is: bit for bit on integers, up to the order of summation on
+    others.
+    """
+    here = pixels_run_on()
+    if implementation not in (None, "xla", here):
+        raise ValueError(f"implementation must be 'xla', {here!r} or None; got {implementation!r}")
+    chosen = xla.update_pixels if (implementation or here) != "cpu" else cpu.update_pixels
+    return chosen(
+        program, sources, weights, vectors, previous, marked, tolerances=tolerances, strict=strict
+    )

@@ -5,13 +5,13 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 import dynvid
 from dynvid.incremental.tune import Trial, Tuning, tune
-from dynvid.ops.boxes import Detections
-from dynvid.types import VideoFunction
+from dynvid.types import Agreement, VideoFunction
 from experiments.bench import console
 from experiments.bench.accuracy import drawn_truth, judge
 from experiments.bench.results import read_json, write_json
@@ -52,36 +52,70 @@ def load_settings(detector: Detector) -> dict[str, Any]:
 
 
 class Calibration:
-    """The frames to tune on, and a metric that notes AP50 beside the agreement that it returns.
+    """The frames to tune on, and what their AP50 is with any settings.
 
-    Attributes:
-      aps: Person AP50 of each trial against the drawn boxes, in the order of the trials.
+    Args:
+      contest: What runs them.
+      clip: The frames, with ground truth.
     """
 
-    def __init__(self, detector: Detector, clip: Clip):
-        self.detector, self.clip = detector, clip
+    def __init__(self, contest: Contest, clip: Clip):
+        self.contest, self.clip = contest, clip
         self.truth = drawn_truth(clip)
-        self.aps: list[float] = []
+        self.shape = dynvid.incremental(contest.detector.fn, truncation=1.0)
 
-    def fn(self, params: Any, frames: jax.Array) -> tuple[Detections, jax.Array]:
-        """The detections and how likely each place is to hold a person."""
-        detections, scores = self.detector.detect(self.detector.fn(params, frames))
-        return detections, scores[..., 0]
+    def scores(self, params: Any, outputs: Any) -> jax.Array:
+        """How likely each place is to hold a person."""
+        return self.contest.detector.scores(outputs)[..., 0]
 
-    def metric(self, expected: Any, found: Any) -> float:
-        """The agreement of the score maps with dense."""
-        detections = Detections(*(x[:, 0] for x in found[0]))
-        detections = detections._replace(boxes=detections.boxes * self.clip.scale)
-        self.aps.append(judge(detections, self.truth)["person"]["ap50"])
-        return score_agreement(expected[1], found[1])
+    def metric(self, expected: jax.Array, found: jax.Array) -> Agreement:
+        """The agreement of the score maps: `score_agreement` of a frame, as a share.
 
-    def tune(self, target: float, thresholds: tuple[int, ...], trials: int) -> Tuning:
-        """Tunes on the frames."""
-        self.aps = []
-        return tune(
-            self.fn, self.detector.params, self.clip.frames, target=target, metric=self.metric,
-            thresholds=thresholds, truncations=TRUNCATIONS, trials=trials,
+        Weighted by what it is relative to, so that the mean is that of all frames together.
+        """
+        larger = jnp.sum(jnp.maximum(expected, found), 1)
+        error = jnp.sum(jnp.abs(expected - found), 1)
+        return Agreement(1 - error / jnp.maximum(larger, 1e-9), larger)
+
+    def tune(
+        self, target: float, thresholds: tuple[int, ...], trials: int
+    ) -> tuple[Tuning, list[tuple[Trial, float]]]:
+        """Tunes on the frames; the settings, and those that were the best for a while, with AP50.
+
+        Args:
+          target: The agreement, in percent.
+          thresholds: To choose from.
+          trials: How many settings are tried.
+        """
+        tuning = tune(
+            self.contest.detector.fn, self.contest.detector.params, self.clip.frames,
+            target=target / 100, decode=self.scores, metric=self.metric, thresholds=thresholds,
+            truncations=TRUNCATIONS, trials=trials,
         )  # fmt: skip
+        best = (trial for trial in tuning.curve if trial.accepted)
+        return tuning, [
+            (trial._replace(agreement=100 * trial.agreement), self.ap50(trial)) for trial in best
+        ]
+
+    def ap50(self, trial: Trial) -> float:
+        """Person AP50 against the drawn boxes."""
+        shape = dynvid.incremental(self.contest.detector.fn, truncation=trial.truncation)
+        found = self.contest.run(self.clip, shape, trial.threshold)
+        return judge(found.detections, self.truth)["person"]["ap50"]
+
+    def walk(self) -> list[tuple[Trial, float]]:
+        """One truncation for all layers, rising, with AP50; the exact setting first."""
+        dense = self.contest.dense(self.clip)
+        found = []
+        for tau in (0.0, *TRUNCATIONS):
+            run = self.contest.run(self.clip, self.shape, THRESHOLDS[1] if tau else 0, scale=tau)
+            near = score_agreement(dense.scores[..., 0], run.scores[..., 0])
+            trial = Trial(
+                THRESHOLDS[1], {"all": tau}, near, near, float(np.mean(run.macs)),
+                len(self.clip.frames), False,
+            )  # fmt: skip
+            found.append((trial, judge(run.detections, self.truth)["person"]["ap50"]))
+        return found
 
 
 def choose_targets(walk: list[tuple[Trial, float]]) -> tuple[float, float]:
@@ -130,14 +164,12 @@ def measure(contest: Contest, folder: pathlib.Path) -> dict[str, Any]:
     early = dataclasses.replace(
         clip, frames=clip.frames[:CALIBRATION], truth=(clip.truth or [])[:CALIBRATION]
     )
-    calibration = Calibration(detector, early)
+    calibration = Calibration(contest, early)
 
-    walk = calibration.tune(-100.0, (15,), 1 + len(TRUNCATIONS))
-    uniform = list(zip(walk.curve, calibration.aps, strict=True))
+    uniform = calibration.walk()
     cautious, target = choose_targets(uniform)
     console.print(f"tuning the layers for an agreement of {cautious:.2f}%")
-    tuning = calibration.tune(cautious, THRESHOLDS, TRIALS)
-    tried = list(zip(tuning.curve, calibration.aps, strict=True))
+    tuning, tried = calibration.tune(cautious, THRESHOLDS, TRIALS)
     shape = dynvid.incremental(detector.fn, truncation=tuning.truncation)
     console.print(f"scaling all of them for an agreement of {target:.2f}%")
     theta, scale, scaled = choose_scale(contest, early, contest.dense(early), shape, target)
