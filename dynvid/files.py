@@ -109,6 +109,8 @@ def output_folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     if path.exists() and not path.is_dir():
         raise UsageError(f"cannot write into {path}: it is not a folder")
     made = [folder for folder in path.parents if not folder.exists()]  # the deepest first
+    if not (there := path.parents[len(made)]).is_dir():
+        raise UsageError(f"cannot write into {path}: {there} is not a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:

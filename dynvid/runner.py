@@ -68,7 +68,8 @@ def run_video(
     Where at least half of the pixels change at once, what tolerances are relative to is measured
     anew, on that frame (`VideoFunction.recalibrate`); it is part of that frame's time and work. A
     camera that goes on moving is measured once. A black first frame cost YOLOv5n 14% (a street) to
-    25% (a highway) more arithmetic for as long as its scales were kept.
+    25% (a highway) more arithmetic for as long as its scales were kept. A system that passed such a
+    frame to the network itself (`work.details["whole"]`) starts anew by itself.
 
     Args:
       task: What results are made of outputs.
@@ -145,7 +146,8 @@ def run_video(
             # too, by less than the threshold.
             threshold = getattr(state, "threshold", 0)
             changed = np.asarray(_replaced(reference, before, threshold))
-        if settled and share >= SCENE_CHANGE:
+        whole = bool(state.work.details.get("whole", False))  # it starts anew by itself
+        if settled and share >= SCENE_CHANGE and not whole:
             old = state
             state, more = _timed(video_function.recalibrate, params, state, x)
             if state is not old:

@@ -1,5 +1,6 @@
 """The words that everything else speaks: a dynamic network is a pair of pure functions."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -14,6 +15,38 @@ Frames = jax.Array
 
 Output = Any
 """Whatever pytree the network returns for one set of frames."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a file may ask for before anything is computed for it.
+
+    They are far above what networks of today take on a frame, and low enough that a damaged or
+    hostile file is refused before it costs gigabytes or minutes.
+
+    Attributes:
+      operations: Of the traced function, and nodes of a graph.
+      largest: Numbers in one array that is made.
+      total: Numbers in all arrays that are made, and in all tensors of a file together.
+      constants: Numbers that folding a graph's constants makes.
+      macs: Multiply-accumulates a frame.
+      window: Rows or columns of one pooling, which are taken one by one.
+
+    >>> Limits().times(4).macs
+    40000000000000
+    """
+
+    operations: int = 20_000
+    largest: int = 1 << 28
+    total: int = 1 << 32
+    constants: int = 1 << 26
+    macs: int = 10**13
+    window: int = 512
+
+    def times(self, factor: float) -> "Limits":
+        """Limits that are so many times as high."""
+        values = dataclasses.asdict(self)
+        return Limits(**{name: int(factor * value) for name, value in values.items()})
 
 
 class Work(NamedTuple):

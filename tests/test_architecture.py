@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "video": _READERS,
     "weights": _READERS,
     "tasks": {*_PURE, "models", "metrics", "video"},
-    "models.zoo": {*_READERS, "weights", "tasks"},
+    "models.zoo": {*_READERS, "weights", "tasks", "graph"},
+    "results": {*_CORE, "models.zoo", "tasks", "video", "runner"},
     "runner": {*_CORE, "systems", "models", "metrics", "measures", "tasks", "video"},
 }
 OWN = ("models.zoo", "systems.registry")  # modules that are parts by themselves
@@ -51,6 +52,7 @@ MAY_TOUCH_FILES = {"video", "weights", "models.zoo", "data", "training", "cli", 
 EXEMPT = {
     "models/actions.py",
     "models/driving.py",
+    "models/flow_detection.py",
     "models/synthetic_detector.py",
 }
 

@@ -70,6 +70,8 @@ def test_what_is_in_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="file: it is not a folder"):
         write(output_folder, tmp_path / "file", fail=False)
+    with pytest.raises(UsageError, match=r"file/sub/folder: .*file is not a folder"):
+        write(output_folder, tmp_path / "file" / "sub" / "folder", fail=False)
     with pytest.raises(UsageError, match="it is a folder"):
         write(output_file, tmp_path, fail=False)
     with pytest.raises(UsageError, match=r"there is no folder .*nowhere"):

@@ -125,21 +125,23 @@ def test_a_run_without_end_takes_no_more_memory():
 
 
 @pytest.mark.parametrize(
-    ("shares", "times"),
+    ("shares", "whole", "times"),
     [
-        ([0.0, 0.1, 0.4, 0.0], []),
-        ([0.0, 0.5, 0.0, 0.0], [2]),  # a cut
-        ([0.9, 0.9, 0.9, 0.6, 0.3, 0.9], [1]),  # a camera that moves on
-        ([0.9, 0.2, 0.9, 0.9], [1, 3]),  # two cuts
+        ([0.0, 0.1, 0.4, 0.0], False, []),
+        ([0.0, 0.5, 0.0, 0.0], False, [2]),  # a cut
+        ([0.0, 0.5, 0.0, 0.0], True, []),  # the system sees to it itself
+        ([0.9, 0.9, 0.9, 0.6, 0.3, 0.9], False, [1]),  # a camera that moves on
+        ([0.9, 0.2, 0.9, 0.9], False, [1, 3]),  # two cuts
     ],
 )
-def test_scales_are_measured_anew_where_the_scene_changes(shares, times):
+def test_scales_are_measured_anew_where_the_scene_changes(shares, whole, times):
     system, seen = counting(), []
 
     def step(params, state, frames, mask=None):
         state, scores = system.step(params, state, frames)
         share = jnp.asarray([0.0, *shares])[state.count - 1][None]
-        return state._replace(work=state.work._replace(changed=share)), scores
+        work = state.work._replace(changed=share, details={"whole": (share[0] > 0) & whole})
+        return state._replace(work=work), scores
 
     def recalibrate(params, state, frames):
         seen.append(int(state.count) - 1)
@@ -170,3 +172,19 @@ def test_regions_are_measured_where_a_system_has_them():
     for result in run_video(TASK, VideoFunction(init, step), clip(2), params=None):
         assert (result.measures.segmented, result.measures.score) == (0.5, 87.5)
     assert np.isnan(list(run_video(TASK, system, clip(2), params=None))[1].measures.segmented)
+
+
+def test_audits_are_measured_where_a_system_makes_them():
+    video = dynvid.audited(
+        dynvid.incremental(FN, threshold=300.0), every=2, metric=TASK.compare, decode=decode
+    )
+    results = list(run_video(TASK, video, clip(5), params=jnp.ones(4)))
+    audits = [found.measures.audit for found in results]
+    assert np.isfinite(audits).tolist() == [False, False, True, False, True]
+    assert [found.measures.audit_weight for found in results][2:] == [1, 0, 1]
+    assert all(np.isfinite(found.measures.factor) for found in results)
+    assert results[2].measures.mac_fraction == 1 + results[1].measures.mac_fraction
+
+
+def decode(params, outputs):
+    return TASK.decode(params, outputs, frame_size=SIZE)

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dynvid.data.action_clips import action_clips
 from dynvid.data.driving import driving_scene, render_drive
+from dynvid.data.moving_objects import object_scene, render_objects
 from dynvid.data.synthetic import render, synthetic_scene
 from dynvid.errors import UsageError, reason
 from dynvid.incremental import TuningWarning
@@ -24,7 +25,8 @@ from dynvid.measures import Measures
 from dynvid.models.actions import CLASS_NAMES, FRAMES, SIZE
 from dynvid.models.zoo import HEADS, PIXELS, TASKS
 from dynvid.tasks import ActionRecognition, Segmentation
-from dynvid.video.reader import VideoSource, VideoWarning
+from dynvid.types import Limits
+from dynvid.video.reader import IMAGE_SUFFIXES, VideoSource, VideoWarning
 
 _TOLD = (VideoWarning, TuningWarning)  # warnings that are said in one line
 
@@ -37,6 +39,17 @@ def option(text: str, *, default: str, metavar: str | None = None) -> Any:
     return tyro.conf.arg(help=text, metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
+SourcesArgument = Annotated[
+    tyro.conf.Positional[tuple[str, ...]],
+    option(
+        "A video file, a folder of images or of videos, one image, a camera ('0' is the first) or "
+        "a stream (rtsp://, http://). Several are run one after the other, each into a folder of "
+        "its own.",
+        metavar="[SOURCE ...]",
+        default="a synthetic scene of 100 frames, seen by a fixed camera; for segmentation, by one "
+        "that drives; for action recognition, a short action",
+    ),
+]
 SourceArgument = Annotated[
     tyro.conf.Positional[str | None],
     option(
@@ -82,12 +95,21 @@ PixelsOption = Annotated[
         default="imagenet",
     ),
 ]
-ClassesOption = Annotated[
+NamesOption = Annotated[
     pathlib.Path | None,
     option(
         "A text file with the name of a class a line, in the order of the network's outputs.",
         metavar="PATH",
         default="what the model's family has, else numbers",
+    ),
+]
+LimitsOption = Annotated[
+    float,
+    option(
+        "How many times as large as usual a network may be: what a file asks for is estimated "
+        "first, and refused where that is gigabytes or minutes.",
+        metavar="TIMES",
+        default="1",
     ),
 ]
 MaxFramesOption = Annotated[
@@ -153,14 +175,59 @@ class SyntheticAction(SyntheticSource):
         yield from np.asarray(clip.frames[0, : self.length])
 
 
-def open_source(source: str | None, *, max_frames: int | None, task: str | None = None) -> Source:
+_VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
+
+
+def expand_sources(sources: Sequence[str]) -> tuple[str, ...]:
+    """The sources, with the videos of a folder that has no images in its place.
+
+    >>> expand_sources(["a.mp4", "rtsp://camera/1"])
+    ('a.mp4', 'rtsp://camera/1')
+    """
+    found: list[str] = []
+    for source in sources:
+        folder = pathlib.Path(source)
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        videos = [str(file) for file in files if file.suffix.lower() in _VIDEO_SUFFIXES]
+        images = any(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
+        found += videos if videos and not images else [source]
+    return tuple(found)
+
+
+class SyntheticObjects(SyntheticSource):
+    """The default for flow-guided detection: objects that move, blur and hide, and a scene cut."""
+
+    name = "synthetic_objects"
+    size = (256, 256)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        scenes = [object_scene(jax.random.key(seed), size=self.size) for seed in (4, 5)]
+        for t in range(self.length or 0):
+            yield np.asarray(render_objects(scenes[t // 60 % 2], t).frame)
+
+
+def open_source(
+    source: str | None,
+    *,
+    max_frames: int | None,
+    task: str | None = None,
+    flow_guided: bool = False,
+) -> Source:
     """The video that was asked for, or a synthetic one that suits the task.
+
+    Args:
+      source: What the command line says.
+      max_frames: How many frames at most.
+      task: The task that was asked for.
+      flow_guided: Whether the detector may be the shipped flow-guided one.
 
     Raises:
       VideoError: Nothing can be read from it.
     """
     if source is not None:
         return VideoSource(source, max_frames=max_frames)
+    if flow_guided:
+        return SyntheticObjects(max_frames=max_frames)
     synthetic = {Segmentation.name: SyntheticDrive, ActionRecognition.name: SyntheticAction}
     return synthetic.get(task or "", SyntheticSource)(max_frames=max_frames)
 
@@ -193,6 +260,32 @@ def source_name(source: str) -> str:
     path = pathlib.Path(source if "://" in source else pathlib.Path(source).resolve())
     name = path.name if path.is_dir() else path.stem
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "video"
+
+
+def parse_limits(times: float) -> Limits:
+    """The limits that `--limits` asks for.
+
+    Raises:
+      UsageError: It is no number above 0.
+    """
+    if not 0 < times < math.inf:
+        raise UsageError(f"--limits must be a number above 0; got {times:g}")
+    return Limits().times(times)
+
+
+def parse_network_size(text: str) -> tuple[int, int]:
+    """`(height, width)` of "WIDTHxHEIGHT", or of one number for both.
+
+    Raises:
+      UsageError: It is neither.
+
+    >>> parse_network_size("640x384"), parse_network_size("640")
+    ((384, 640), (640, 640))
+    """
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if not match:
+        raise UsageError(f"--size must be WIDTHxHEIGHT or a number of pixels; got {text!r}")
+    return int(match[2] or match[1]), int(match[1])
 
 
 def check_number(name: str, value: float, *, most: float = math.inf) -> None:
@@ -259,7 +352,7 @@ def recorded_warnings() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def progress(length: int | None) -> Iterator[Callable[[Measures], None]]:
+def progress(length: int | None, *, quiet: bool = False) -> Iterator[Callable[[Measures], None]]:
     """A progress bar on the terminal; yields what takes each frame's measures."""
     console = Console(stderr=True)
     bar = Progress(
@@ -269,7 +362,7 @@ def progress(length: int | None) -> Iterator[Callable[[Measures], None]]:
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=quiet or not console.is_terminal,
         transient=True,
     )
     with bar:

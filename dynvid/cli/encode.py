@@ -13,7 +13,15 @@ import tyro
 from rich.console import Console
 
 import dynvid
-from dynvid.cli.common import MaxFramesOption, check_count, option, shape_text, warn
+from dynvid.cli.common import (
+    LimitsOption,
+    MaxFramesOption,
+    check_count,
+    option,
+    parse_limits,
+    shape_text,
+    warn,
+)
 from dynvid.errors import UsageError, one_line
 from dynvid.files import output_file
 from dynvid.models.zoo import load_model
@@ -111,6 +119,7 @@ def encode(
         ),
     ] = 8,
     max_frames: MaxFramesOption = None,
+    limits: LimitsOption = 1.0,
 ) -> int:
     """Write the feature maps that a network has at a cut, as key frames and differences (IFMDC).
 
@@ -126,7 +135,7 @@ def encode(
     check_count("--calibrate", calibrate)
     check_count("--max-frames", max_frames)
     video = VideoSource(source, max_frames=max_frames)
-    loaded = load_model(model, frame_size=video.size)
+    loaded = load_model(model, frame_size=video.size, limits=parse_limits(limits))
     try:
         front = jax.jit(dynvid.split(loaded.on_frames, at=at).front)
         shapes = jax.eval_shape(

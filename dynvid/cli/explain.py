@@ -4,20 +4,24 @@ import re
 import sys
 from typing import Annotated
 
+import jax
 import jax.numpy as jnp
 from rich.console import Console
 
 import dynvid
 from dynvid.cli.common import (
     HeadOption,
+    LimitsOption,
     ModelOption,
     PixelsOption,
     SyntheticSource,
     TaskOption,
     option,
+    parse_limits,
 )
 from dynvid.errors import UsageError
-from dynvid.models.zoo import load_model
+from dynvid.models.zoo import Model, load_model
+from dynvid.tasks import Measuring
 
 
 def explain(
@@ -34,6 +38,7 @@ def explain(
             default="those of the network's input",
         ),
     ] = None,
+    limits: LimitsOption = 1.0,
 ) -> int:
     """Print, operation by operation, what of a network runs incrementally, and what not and why.
 
@@ -44,14 +49,33 @@ def explain(
     dynvid explain --model yolox_nano.onnx --size 1920x1080
     """
     frame_size = None if size is None else parse_size(size)
-    loaded = load_model(
-        model, frame_size=frame_size or SyntheticSource.size, task=task, head=head, pixels=pixels
-    )
+    most = parse_limits(limits)
+
+    def load(task: str | None) -> Model:
+        return load_model(
+            model,
+            frame_size=frame_size or SyntheticSource.size,
+            task=task,
+            head=head,
+            pixels=pixels,
+            limits=most,
+        )
+
+    try:
+        loaded = load(task)
+    except UsageError as error:
+        if task is not None or head is not None:
+            raise
+        try:  # what its outputs are for does not matter here
+            loaded = load(Measuring.name)
+        except UsageError:
+            raise error from None
     if frame_size is None:
         side = loaded.task.preprocessing.longest_side
         frame_size = loaded.task.preprocessing.size or (side, side)
         loaded.check(frame_size)
-    frames = jnp.zeros((1, *frame_size, 3), jnp.uint8)
+        loaded.check_cost(frame_size, most)
+    frames = jax.ShapeDtypeStruct((1, *frame_size, 3), jnp.uint8)
     explanation = dynvid.explain(loaded.on_frames, loaded.params, frames)
     # A file or a pipe has no width of its own, and rich would cut the table to 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=140)

@@ -18,6 +18,7 @@ from rich.table import Table
 import dynvid
 from dynvid.cli.common import (
     HeadOption,
+    LimitsOption,
     ModelOption,
     PixelsOption,
     SourceArgument,
@@ -26,6 +27,7 @@ from dynvid.cli.common import (
     check_number,
     open_source,
     option,
+    parse_limits,
     recorded_warnings,
     size_text,
 )
@@ -33,14 +35,14 @@ from dynvid.cli.settings import settings_text
 from dynvid.errors import UsageError, one_line
 from dynvid.files import output_file
 from dynvid.models.zoo import Model, load_model
-from dynvid.systems.registry import SYSTEMS
+from dynvid.systems.registry import SYSTEMS, incremental_options
 from dynvid.tasks.task import Result
 from dynvid.types import Output, Params
 
 FRAMES = 40
 """How many frames are tuned on."""
 
-TRIALS = 48
+TRIALS = 32
 """How many settings are tried."""
 
 _MOST_BYTES = 2 << 30  # that the results of all frames may take
@@ -86,6 +88,7 @@ def tune(
         int,
         option("Of what is tried at random: the same seed finds the same.", default="0"),
     ] = 0,
+    limits: LimitsOption = 1.0,
 ) -> int:
     """Choose how much to leave out, so that results stay as they are: a threshold and layers' own.
 
@@ -104,7 +107,14 @@ def tune(
     check_count("--trials", trials)
     check_count("--seed", seed, least=0)
     video = open_source(source, max_frames=frames, task=task)
-    loaded = load_model(model, frame_size=video.size, task=task, head=head, pixels=pixels)
+    loaded = load_model(
+        model,
+        frame_size=video.size,
+        task=task,
+        head=head,
+        pixels=pixels,
+        limits=parse_limits(limits),
+    )
     console = Console(highlight=False)
     with output_file(out) as file, recorded_warnings():
         clip = list(itertools.islice(video, frames))
@@ -155,7 +165,7 @@ def tune_model(
       target: The least agreement.
       trials: How many settings are tried at most.
       seed: Of what is tried at random.
-      options: Other options of the incremental system.
+      options: Of the incremental system.
 
     Raises:
       UsageError: The frames are too few, too large, or nothing happens in them.
@@ -177,6 +187,8 @@ def tune_model(
             f"the results of {len(clip)} frames take {taken / 1e9:.1f} GB of at most "
             f"{_MOST_BYTES / 1e9:.1f}; give fewer --frames"
         )
+    fixed = incremental_options(options)
+    del fixed["threshold"], fixed["truncation"]
     try:
         return dynvid.tune(
             model.on_frames,
@@ -188,7 +200,7 @@ def tune_model(
             trials=trials,
             seed=seed,
             progress=sys.stdout.isatty(),
-            **{name: options[name] for name in options if name not in ("threshold", "truncation")},
+            **fixed,
         )
     except (ValueError, TypeError) as error:
         raise UsageError(one_line(error)) from error

@@ -3,19 +3,22 @@
 A header, then packets. Numbers are little-endian.
 
     header   magic (8), version (u16), channels with a clip range of their own (u16, 0: one range
-             for all), fields, ranges, CRC-32 of all that precedes
+             for all), fields, ranges, identity of the bitstream (u64), CRC-32 of all that precedes
     packet   kind (u8), frame number (u32), payload length (u32), CRC-16 of these nine bytes,
              payload, CRC-32 of all that precedes in the packet
     kinds    0xB0 key frame, 0xB1 residual frame, 0xBF end: the number of frames, no payload
 
-Both checksums of a packet begin with the header's: no packet passes under another header. A reader
-allocates nothing that the bytes have not paid for, beyond what one frame of the header's shape
-takes, and that shape is limited.
+Both checksums of a packet begin with the header's, and that of a residual frame's whole packet with
+the checksum of the packet before it: nothing passes under another header, in another bitstream of
+the same header, whose identity is another, or after another frame than the one it was made for. A
+reader allocates nothing that the bytes have not paid for, beyond what one frame of the header's
+shape takes, and that shape is limited.
 """
 
 import dataclasses
 import math
 import re
+import secrets
 import struct
 import zlib
 from collections.abc import Iterator
@@ -30,7 +33,7 @@ from dynvid.coding.runs import decode_fixed, decode_huffman, encode_fixed, encod
 MAGIC = b"\x89IFM\r\n\x1a\n"
 """How every file begins; line ends and a non-text byte, so that a mangled transfer shows."""
 
-VERSION = 3
+VERSION = 4
 MOST_VALUES = 1 << 24
 """The most values of one frame: 24 streams of YOLOv3's 52x52x256."""
 
@@ -41,6 +44,7 @@ _MOST_PLACES = 1 << 22
 _MOST_LABELS = (1 << 12) + 1  # their Huffman words fit in 15 bits
 _PREFIX = struct.Struct("<HH")
 _FIELDS = struct.Struct("<IIIIBBBBHHII")
+_IDENTITY = struct.Struct("<Q")
 _HEAD = struct.Struct("<BII")
 _CRC16 = struct.Struct("<H")
 _CRC32 = struct.Struct("<I")
@@ -79,7 +83,7 @@ class Header:
     ...     shape=(1, 4, 4, 2), low=-1.0, high=3.0, levels=9, key_levels=9, group_of_pictures=15
     ... )
     >>> len(header.to_bytes())
-    56
+    64
     """
 
     shape: tuple[int, int, int, int]
@@ -143,8 +147,8 @@ class Header:
         streams, height, width, channels = self.shape
         return streams, height // self.block, width // self.block, channels * self.block**2
 
-    def to_bytes(self) -> bytes:
-        """Writes the header, with magic, version and checksum."""
+    def to_bytes(self, *, identity: int = 0) -> bytes:
+        """Writes the header of one bitstream, with magic, version, its identity and checksum."""
         fields = _FIELDS.pack(
             *self.shape,
             _DTYPES.index(self.dtype),
@@ -159,6 +163,7 @@ class Header:
         low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
         ranges = np.stack([low.ravel(), high.ravel()]).astype("<f4").tobytes()
         start = MAGIC + _PREFIX.pack(VERSION, low.size if low.ndim else 0) + fields + ranges
+        start += _IDENTITY.pack(identity)
         return start + _CRC32.pack(zlib.crc32(start))
 
 
@@ -190,6 +195,8 @@ class BitstreamWriter:
     Args:
       file: Open for writing bytes.
       header: What is written.
+      identity: A number of 64 bits that no other bitstream has, so that no packet of one passes in
+        another; drawn at random where None.
 
     >>> import io
     >>> file = io.BytesIO()
@@ -205,13 +212,13 @@ class BitstreamWriter:
     [(0, True, 152)]
     """
 
-    def __init__(self, file: BinaryIO, header: Header):
+    def __init__(self, file: BinaryIO, header: Header, *, identity: int | None = None):
         self._file = file
         self._header = header
         self._labels = LabelCoder(header)
         self._frames = 0
-        data = header.to_bytes()
-        self._seed = _seed(data)
+        data = header.to_bytes(identity=secrets.randbits(64) if identity is None else identity)
+        self._seed = self._last = _seed(data)
         file.write(data)
 
     def write(self, labels: np.ndarray, *, is_key: bool | None = None) -> tuple[int, int]:
@@ -261,7 +268,10 @@ class BitstreamWriter:
         self._packet(_END, b"")
 
     def _packet(self, kind: int, payload: bytes) -> int:
-        packet = _pack(kind, self._frames, payload, self._seed)
+        head = _HEAD.pack(kind, self._frames, len(payload))
+        head += _CRC16.pack(zlib.crc32(head, self._seed) & 0xFFFF)
+        self._last = _checksum(kind, head + payload, self._seed, self._last)
+        packet = head + payload + _CRC32.pack(self._last)
         self._file.write(packet)
         return len(packet)
 
@@ -307,16 +317,10 @@ class BitstreamReader:
                 return
             is_key = packet.kind == _KEY
             in_order = packet.number == expected
-            may_be = is_key or packet.number % self.header.group_of_pictures != 0
-            if not ((in_order and may_be) or self._skip):
-                raise BitstreamError(
-                    f"frame {expected} was to come, packet holds frame {packet.number}"
-                    + ("" if may_be else ", of the wrong kind")
-                )
             # Old packets sent again, or a wrong kind: as if they were not there.
-            if packet.number < expected or not may_be:
+            if packet.number < expected or not self._may_be(packet.kind, packet.number):
                 continue
-            expected = packet.number + 1
+            expected, self._last = packet.number + 1, packet.checksum
             intact = is_key or (intact and in_order)
             if not intact:
                 continue
@@ -339,16 +343,17 @@ class BitstreamReader:
             raise BitstreamError(f"version {version} is not known, only {VERSION} is")
         if channels > _MOST_CHANNELS:
             raise BitstreamError(f"the header announces clip ranges for {channels} channels")
-        body = self._bytes.take(_FIELDS.size + 8 * max(channels, 1), "the header")
+        ranges = 8 * max(channels, 1)
+        body = self._bytes.take(_FIELDS.size + ranges + _IDENTITY.size, "the header")
         checksum = self._bytes.take(_CRC32.size, "the header")
         if _CRC32.pack(zlib.crc32(start + body)) != checksum:
             raise BitstreamError("the header is damaged: its checksum differs")
-        self._seed = _seed(start + body + checksum)
+        self._seed = self._last = _seed(start + body + checksum)
         streams, height, width, depth, dtype, scan, stage, block, *numbers = _FIELDS.unpack_from(
             body
         )
         levels, key_levels, period, divisor = numbers
-        low, high = np.frombuffer(body, "<f4", offset=_FIELDS.size).reshape(2, -1)
+        low, high = np.frombuffer(body, "<f4", ranges // 4, _FIELDS.size).reshape(2, -1)
         try:
             header = Header(
                 shape=(streams, height, width, depth),
@@ -368,6 +373,10 @@ class BitstreamReader:
         self._most = _most_bytes(header)
         return header
 
+    def _may_be(self, kind: int, number: int) -> bool:
+        """Whether a frame may be of a kind: those that begin a group are key frames."""
+        return kind == _KEY or number % self.header.group_of_pictures != 0
+
     def _next_packet(self, expected: int) -> "_Packet":
         """The next packet, or where damage is skipped, the next that is whole."""
         while True:
@@ -375,13 +384,13 @@ class BitstreamReader:
             self._bytes.need(_HEAD.size + _CRC16.size, where)
             head = self._bytes.peek(0, _HEAD.size + _CRC16.size)
             try:
-                return self._parse(head, where)
+                return self._parse(head, where, expected)
             except _DamagedError as error:
                 if not self._skip:
                     raise BitstreamError(str(error)) from None
                 self._bytes.drop_until(_ANY_KIND)
 
-    def _parse(self, head: bytes, where: str) -> "_Packet":
+    def _parse(self, head: bytes, where: str, expected: int) -> "_Packet":
         kind, number, length = _HEAD.unpack_from(head)
         (checksum,) = _CRC16.unpack_from(head, _HEAD.size)
         if zlib.crc32(head[: _HEAD.size], self._seed) & 0xFFFF != checksum:
@@ -393,16 +402,22 @@ class BitstreamReader:
                 f"{where} announces {length} bytes, more than any frame of "
                 f"{self.header.shape} takes"
             )
+        may_be = kind == _END or self._may_be(kind, number)
+        if not (self._skip or kind == _END or (number == expected and may_be)):
+            raise BitstreamError(
+                f"frame {expected} was to come, packet holds frame {number}"
+                + ("" if may_be else ", of the wrong kind")
+            )
         size = len(head) + length + _CRC32.size
         if self._skip and not self._bytes.has(size):
             raise _DamagedError(f"{where} is cut off")
         self._bytes.need(size, where)
         body = self._bytes.peek(0, size - _CRC32.size)
         (checksum,) = _CRC32.unpack(self._bytes.peek(size - _CRC32.size, size))
-        if zlib.crc32(body, self._seed) != checksum:
-            raise _DamagedError(f"{where} is damaged: its checksum differs")
+        if _checksum(kind, body, self._seed, self._last) != checksum:
+            raise _DamagedError(f"{where} is damaged, or not of this place: its checksum differs")
         self._bytes.drop(size)
-        return _Packet(kind, number, body[len(head) :])
+        return _Packet(kind, number, body[len(head) :], checksum)
 
 
 class _DamagedError(Exception):
@@ -413,6 +428,7 @@ class _Packet(NamedTuple):
     kind: int
     number: int
     payload: bytes
+    checksum: int
 
 
 class LabelCoder:
@@ -523,10 +539,13 @@ def _seed(header: bytes) -> int:
     return zlib.crc32(header[: -_CRC32.size])
 
 
-def _pack(kind: int, number: int, payload: bytes, seed: int) -> bytes:
-    head = _HEAD.pack(kind, number, len(payload))
-    head += _CRC16.pack(zlib.crc32(head, seed) & 0xFFFF)
-    return head + payload + _CRC32.pack(zlib.crc32(payload, zlib.crc32(head, seed)))
+def _checksum(kind: int, data: bytes, seed: int, last: int) -> int:
+    """Of a packet, all of it; `last` is that of the packet before.
+
+    A residual frame is right after that one alone. Key frames and the end stand for themselves, so
+    that what follows a damaged packet can be read again.
+    """
+    return zlib.crc32(data, zlib.crc32(_CRC32.pack(last), seed) if kind == _RESIDUAL else seed)
 
 
 def _most_bytes(header: Header) -> int:

@@ -137,8 +137,8 @@ def object_scene(
     key: jax.Array,
     *,
     size: tuple[int, int] = (256, 256),
-    objects: int = 5,
-    speed: float | jax.Array = 4.0,
+    objects: int = 4,
+    speed: float | jax.Array = 4.5,
     camera_speed: float | jax.Array = 1.5,
     mishaps: float | jax.Array = 0.8,
     noise: float | jax.Array = 4.0,
@@ -196,7 +196,7 @@ def _draw(key, speed, camera_speed, mishaps, noise, *, size, objects) -> ObjectS
     kinds = jnp.array(_KINDS, jnp.int32)[classes]
     bars = jnp.full((_BARS,), _BOX, jnp.int32)
     blank = jnp.zeros((_BARS,), jnp.int32)
-    radius = uniform((things, 1), 20.0, 44.0) * uniform((things, 2), 0.85, 1.15)
+    radius = uniform((things, 1), 26.0, 46.0) * uniform((things, 2), 0.85, 1.15)
     bar = jnp.concatenate([uniform((_BARS, 1), 5.0, 9.0), jnp.full((_BARS, 1), 400.0)], 1)
     radius = radius.at[-_BARS:].set(bar)
 
@@ -228,7 +228,7 @@ def _draw(key, speed, camera_speed, mishaps, noise, *, size, objects) -> ObjectS
         velocity=velocity,
         pose=pose,
         colors=colors,
-        wavelength=unit * uniform((things,), 13.0, 18.0),
+        wavelength=unit * uniform((things,), 14.0, 20.0),
         background=_background(next(keys), (2 * size[0], 2 * size[1])),
         camera_velocity=camera_velocity,
         mishaps=mishaps,
@@ -265,7 +265,7 @@ def _mishaps(scene: ObjectScene, t: jax.Array) -> _Mishaps:
     angle = jax.random.uniform(keys[1], (count,), maxval=2 * jnp.pi)
     reach = unit * jax.random.uniform(keys[2], (count,), minval=12.0, maxval=20.0) * jerks
     jerk = reach[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)
-    sigma = unit * jax.random.uniform(keys[3], (count,), minval=5.0, maxval=9.0)
+    sigma = unit * jax.random.uniform(keys[3], (count,), minval=6.0, maxval=10.0)
     first = block.astype(jnp.float32) * _BLOCK
     start = jnp.stack([first, jnp.zeros_like(first)])
     return _Mishaps(

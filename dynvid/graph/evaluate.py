@@ -128,7 +128,9 @@ def constant_fold(value: Value) -> np.ndarray | None:
                 stack.extend(wanted.node.inputs)
             elif isinstance(wanted.constant, Tracer):
                 return None
+        # Compiled as one: operation by operation, each would be compiled by itself.
+        fold = jax.jit(lambda: Evaluator(lambda _: None)(value)).lower().compile()
         with jax.ensure_compile_time_eval():
-            folded: Any = Evaluator(lambda _: None)(value)
+            folded: Any = fold()
         value.constant = np.asarray(folded)
     return None if isinstance(value.constant, Tracer) else np.asarray(value.constant)

@@ -145,6 +145,8 @@ def inlined(closed: Any) -> list[Node]:
     nodes: list[Node] = []
     arguments = [_value(v) for v in closed.jaxpr.invars]
     _inline(closed.jaxpr, [_constant(c) for c in closed.consts], arguments, nodes)
+    for index, node in enumerate(nodes):
+        node.index = index
     return nodes
 
 

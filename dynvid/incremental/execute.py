@@ -18,14 +18,21 @@ from dynvid.incremental.pixels import PixelSegment, vector, vector_shape
 from dynvid.incremental.plan import Boundary, Plan, Segment
 from dynvid.incremental.program import Program
 from dynvid.incremental.rules import Layout, Window, kernel_order, mask_through
-from dynvid.incremental.state import State, interior, same_sample, sample, write_interior
+from dynvid.incremental.state import (
+    State,
+    interior,
+    same_sample,
+    sample,
+    shapes_of,
+    write_interior,
+)
 from dynvid.kernels.masked_conv import CellGrid, prepare_weights, update_cells, update_pixels
 from dynvid.kernels.masked_conv.pixels import Product
 from dynvid.ops import cells, masks
 from dynvid.ops.refresh import BLOCK, moved_beyond, refreshed
 from dynvid.types import Work
 
-Reach = Literal["geometry", "mask"]
+Reach = Literal["geometry", "mask", "cover"]
 """What a changed pixel marks: all that it reaches through the layers, or what lies under it."""
 
 
@@ -158,10 +165,11 @@ class Runner:
             return self.change[value]
         op = self.plan.ops.get(value.node) if value.node is not None else None
         inputs = value.node.inputs if value.node is not None else ()
-        if self.reach == "mask" and value in self.plan.layouts:
+        if self.reach != "geometry" and value in self.plan.layouts:
             layout = self.plan.layouts[value]
             frame = self.change[self.plan.graph.frames]
-            mask = masks.resize_mask(frame, (value.shape[layout.row], value.shape[layout.column]))
+            resized = masks.resize_mask if self.reach == "mask" else masks.cover_mask
+            mask = resized(frame, (value.shape[layout.row], value.shape[layout.column]))
             self.change[value] = mask
             return mask
         moved = [self.mask(v) for v in inputs if v.frame_dependent and v not in self.plan.layouts]
@@ -267,6 +275,7 @@ class Runner:
                 for v in plan.kept
             ),
             quiet=jnp.zeros(self._blocks(frames), jnp.int32) if settles else None,
+            still=jnp.zeros(self.count, jnp.int32),
             turn=jnp.zeros(self.count, jnp.int32),
             stale=jnp.zeros(self.count, bool),
             calm=jnp.zeros(self.count, jnp.int32),
@@ -283,6 +292,7 @@ class Runner:
             layouts=tuple(plan.layouts.get(v) for v in (plan.graph.frames, *plan.kept)),
             axes=tuple(0 if v in plan.layouts else plan.streams.get(v, -1) for v in plan.kept),
             compares=plan.compares,
+            parameter_shapes=shapes_of(self._params),
         )
 
     def _all_work(self) -> Work:
@@ -490,7 +500,7 @@ class Runner:
         dense = total > limit
         # A cell may hold positions that are not marked. What they are computed as is what they were
         # but where marks do not follow the geometry: then only what is marked is replaced.
-        held = self.reach == "mask"
+        held = self.reach != "geometry"
         refresh = [held or value in self.plan.compared for value in segment.outputs]
         halos = [self.plan.halos[value] for value in segment.outputs]
         carry = (
@@ -536,7 +546,7 @@ class Runner:
     ) -> jax.Array:
         """Runs a segment as one call of the kernel; returns active positions by stream."""
         layouts, outputs = self.plan.layouts, segment.outputs
-        held = self.reach == "mask"
+        held = self.reach != "geometry"
         compared = [held or value in self.plan.compared for value in outputs]
         slots = [self.slot[value] for value in outputs]
         layout = layouts[outputs[0]]
@@ -674,7 +684,7 @@ class Runner:
             halo = self.plan.halos[value]
             inside = interior(old, halo)
             moved = self.renew | moved_beyond(new, inside, tolerance, axes=range(3, new.ndim))
-            if self.reach == "mask":
+            if self.reach != "geometry":
                 moved &= self.mask(value)
             return write_interior(old, refreshed(moved, new, inside), halo), moved
         axis = self.plan.streams.get(value)

@@ -134,6 +134,14 @@ class Plan:
         return tuple(unit.name for unit in self.units if unit.name in compared)
 
     @property
+    def favours_cells(self) -> bool:
+        """Whether most of the arithmetic is cheaper on cells even where all of them are active."""
+        segments = [unit for unit in self.units if isinstance(unit, Segment)]
+        loops = [unit for unit in segments if unit.on_cells and not unit.on_pixels]
+        fast = sum(unit.macs for unit in loops if unit.break_even >= 1)
+        return 2 * fast > self.dense_macs
+
+    @property
     def dense_macs(self) -> int:
         """Multiply-accumulates of the dense network, for one stream."""
         return sum(unit.macs for unit in self.units)
@@ -273,7 +281,8 @@ class _Planner:
         assert node is not None
         if node in self.home:
             return node in self.ops and self._grid(value) == self._grid(self._last(unit))
-        if node not in self.ops:
+        # A crop that keeps the first rows and columns reads the same positions, of a smaller grid.
+        if node not in self.ops or self._grid(value) != self._grid(self._last(unit)):
             return False
         op = self.ops[node]
         return all(

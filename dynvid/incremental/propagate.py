@@ -60,8 +60,9 @@ def along_motion(
     Args:
       fn: As of `incremental`.
       border: What is read outside of a map.
-      reach: As of `incremental`. "mask" is the equation's U^(n); with "geometry" what reads an
-        updated position is updated too, layer by layer.
+      reach: As of `incremental`. "mask" is the equation's U^(n), and so is "cover" where layers are
+        coarser than the mask's own detail; with "geometry" what reads an updated position is
+        updated too, layer by layer.
       cell: As of `incremental`.
       break_even: Likewise.
 

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from dynvid.graph.evaluate import constant_fold
+from dynvid.graph.macs import band
 from dynvid.graph.primitives import ELEMENTWISE
 from dynvid.graph.trace import Node, Value
 from dynvid.incremental.geometry import ReceptiveField, Region, Stencil, Table
@@ -414,7 +415,7 @@ def _resize(node, x, matrix, mine, other, first, layout, products) -> SpatialOp 
     place[mine[0]] = len(free) if first else 0
     out_layout = Layout(*(place[a] for a in layout))
     order = layout.rest(x.ndim)
-    taps = int((end - begin).max()) + 1
+    taps = band(weights)
 
     def evaluate(context, windows, at, ins):
         region_in, region_out = ins[0][axis], at[axis]

@@ -34,6 +34,7 @@ _SAMPLES = 8  # of each array of the parameters
         "joined",
         "held",
         "quiet",
+        "still",
         "turn",
         "stale",
         "calm",
@@ -41,7 +42,16 @@ _SAMPLES = 8  # of each array of the parameters
         "work",
         "changes",
     ],
-    meta_fields=["names", "layers", "rows", "halos", "layouts", "axes", "compares"],
+    meta_fields=[
+        "names",
+        "layers",
+        "rows",
+        "halos",
+        "layouts",
+        "axes",
+        "compares",
+        "parameter_shapes",
+    ],
 )
 @dataclasses.dataclass(frozen=True)
 class State:
@@ -62,8 +72,9 @@ class State:
       held: Where each cache may be held back by its truncation: what was computed there last did
         not replace it. `bool[streams, h, w]` of maps, `bool[streams]` of others, None of those that
         are never held back, and of all where nothing ever settles.
-      quiet: For how many frames nothing has changed in each block of `dynvid.ops.refresh.BLOCK`
+      quiet: For how many frames nothing has moved in each block of `dynvid.ops.refresh.BLOCK`
         pixels, `int32[streams, rows, columns]`; None where nothing ever settles.
+      still: For how many frames nothing at all has changed, `int32[streams]`.
       turn: How many steps there were, `int32[streams]`: whose turn it is in the rotation.
       stale: Whether the last step was the function itself and left the caches as they were,
         `bool[streams]`, the same for all streams.
@@ -87,6 +98,7 @@ class State:
       axes: The stream axis of each cache as it is stored, -1 where it is of all streams together.
       compares: Whether the function compares new values with old ones at all: False where it was
         made with a truncation of 0.
+      parameter_shapes: Of each array of the parameters, for a step that comes with others.
     """
 
     frames: jax.Array
@@ -99,6 +111,7 @@ class State:
     joined: jax.Array
     held: tuple[jax.Array | None, ...]
     quiet: jax.Array | None
+    still: jax.Array
     turn: jax.Array
     stale: jax.Array
     calm: jax.Array
@@ -112,6 +125,7 @@ class State:
     layouts: tuple[Layout | None, ...]
     axes: tuple[int, ...]
     compares: bool
+    parameter_shapes: tuple[tuple[int, ...], ...]
 
     @property
     def reference(self) -> jax.Array:
@@ -282,6 +296,15 @@ def sample(params: Params) -> jax.Array:
             stride = max(1, leaf.size // _SAMPLES)
             parts.append(leaf.reshape(-1)[::stride][:_SAMPLES].astype(jnp.float32))
     return jnp.concatenate(parts)
+
+
+def shapes_of(params: Params) -> tuple[tuple[int, ...], ...]:
+    """The shape of each array of the parameters.
+
+    >>> shapes_of({"bias": jnp.zeros(3), "gain": 1.0})
+    ((3,), ())
+    """
+    return tuple(tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
 
 
 def same_sample(a: jax.Array, b: jax.Array) -> jax.Array:

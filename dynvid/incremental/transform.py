@@ -13,7 +13,14 @@ from jax.typing import ArrayLike
 from dynvid.graph.trace import trace
 from dynvid.incremental.execute import Reach, Runner
 from dynvid.incremental.plan import Plan, make_plan
-from dynvid.incremental.state import State, check_setting, interior, is_zero, write_interior
+from dynvid.incremental.state import (
+    State,
+    check_setting,
+    interior,
+    is_zero,
+    shapes_of,
+    write_interior,
+)
 from dynvid.ops import masks
 from dynvid.ops.difference import ChangeRule, changed_pixels
 from dynvid.ops.refresh import (
@@ -39,7 +46,6 @@ def incremental(
     reach: Reach = "geometry",
     settle: int | None = None,
     rotation: int | None = None,
-    fresh: int | None = None,
     dense_above: float | None = None,
 ) -> VideoFunction:
     """Turns a frame function into one that recomputes only what changed, as `jax.grad` does grads.
@@ -76,24 +82,26 @@ def incremental(
         resized to the layer's grid by the nearest neighbour. So the update mask U^(n) of Zhu et
         al. 2018 (3.2, Eq. 6 and 10) picks what layer n computes, and everything else stays what
         `map_caches` made of it: work is in proportion to the mask however deep the network is.
-      settle: After how many frames without a change a block of 8 pixels, and those around it, is at
-        rest (3, say): what truncation held back over it is computed once more, in all layers,
-        without any; and everywhere once the whole frame is at rest. So no trace of what has left
-        outlives it by more, but for what `dynvid.ops.refresh.TURNS` frames are taken for where much
-        comes to rest at once. None never does that.
+        On grids coarser than the mask's own detail the nearest neighbour reads one position of
+        many, and what is small falls through; "cover" marks all positions in which any of it lies.
+      settle: After how many frames without motion a block of 8 pixels, and those around it, is at
+        rest (4, say): what truncation held back over it is computed once more, in all layers,
+        without any; and everywhere once nothing at all has changed for as long. So no trace of what
+        has left outlives it by more, but for the frames, `dynvid.ops.refresh.TURNS` at most, that
+        it is spread over where much comes to rest at once. A block that changes alone is taken for
+        noise and starts no count. None never does any of that.
       rotation: Every so many frames each block has its turn to be taken over: all that differs in
         it by anything at all, without truncation, a share of the frame at each step. So nothing is
         older than that, however faint it moves. None leaves what differs by less than the
         threshold as it is. Where a step gets a mask, that mask alone says what is computed, and
         nothing comes to rest or has its turn.
-      fresh: Truncation holds nothing back over the blocks that changed, nor over so many blocks
-        around them: what moves is always as it is now, and only how far it reaches into its
-        surroundings is limited. None holds back everywhere.
       dense_above: Where more than this share of the blocks changed or lies beside one that did, of
         all streams together, the step is `fn(params, frames)` itself: a camera that pans, a cut,
         another light. Its output is exact, its work dense, and nothing is kept of it, so that it
         takes no longer than the dense network; once the camera is at rest again, all is computed
-        anew in one step, what truncation is relative to measured with it. None never does that.
+        anew in one step, what truncation is relative to measured with it. None never does that, nor
+        does a network most of whose arithmetic is cheaper on cells even where all of them are
+        active: wide convolutions of 3x3 on a CPU, or any with a `break_even` of 1.
 
     Returns:
       A `VideoFunction`: `init(params, frames)`, dense; `step(params, state, frames, mask=None)`
@@ -111,16 +119,17 @@ def incremental(
 
     Raises:
       ValueError: For options outside their range; by `init` and `step` for frames of another rank,
-        shape or dtype, and for the state of a function with other cells.
+        shape or dtype, for parameters of other shapes, and for the state of a function with other
+        cells.
 
     Exact when all truncation is zero: the output is `fn(params, state.reference)`, bit for bit on
     integer-valued networks and within rounding on others. Approximate where it is not: each cache
     is within its truncation of its layer applied to the cached inputs, at every frame. Outside of
     `state.changes` an output is exactly what it was, on integer-valued networks; on others within
     rounding, as cells are computed whole. With `reference="previous"` and a threshold or a mask,
-    what changed unmarked may come along with its neighbours. With `reach="mask"` approximate
-    because what a change reaches beyond the mask is not computed; exact where all is marked, and
-    exactly the layer-by-layer blend of Eq. 6 elsewhere.
+    what changed unmarked may come along with its neighbours. With `reach="mask"` and `"cover"`
+    approximate because what a change reaches beyond the mask is not computed; exact where all is
+    marked, and exactly the layer-by-layer blend of Eq. 6 elsewhere.
 
     >>> blur = lambda kernel, x: jax.lax.conv_general_dilated(
     ...     x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -147,8 +156,6 @@ def incremental(
     for name, frames_ in (("settle", settle), ("rotation", rotation)):
         if frames_ is not None and not (isinstance(frames_, int) and frames_ >= 1):
             raise ValueError(f"{name} must be a number of frames or None; got {frames_!r}")
-    if fresh is not None and not (isinstance(fresh, int) and fresh >= 0):
-        raise ValueError(f"fresh must be a number of blocks or None; got {fresh!r}")
     if dense_above is not None and not 0 <= dense_above <= 1:
         raise ValueError(f"dense_above must be between 0 and 1 or None; got {dense_above!r}")
     if reach not in get_args(Reach):
@@ -160,7 +167,7 @@ def incremental(
     @jax.jit
     def init(params: Params, frames: jax.Array) -> tuple[State, Any]:
         runner = Runner(plan(params, frames), params)
-        settles = compares and any(x is not None for x in (settle, rotation, fresh))
+        settles = compares and not (settle is None and rotation is None)
         state = runner.init(jnp.asarray(frames), settles=settles)
         state = state.with_settings(threshold=threshold, truncation=truncation)
         if changes is not None:
@@ -173,6 +180,10 @@ def incremental(
     ) -> tuple[State, Any]:
         old = state.reference
         check_step(frames, old, mask)
+        if (shapes := shapes_of(params)) != state.parameter_shapes:
+            raise ValueError(
+                f"params must have the shapes of those of init, {_differing(state, shapes)}"
+            )
         runner = Runner(plan(params, old), params, reach=reach)
         if not runner.fits(state) or (state.seen is None) != (changes is None):
             raise ValueError(_ANOTHER)
@@ -193,10 +204,10 @@ def incremental(
             seen, changed, new = changes.step(state.seen, frames, old, state.threshold)
             state = dataclasses.replace(state, seen=seen)
         blocks = masks.to_cells(changed, BLOCK)
-        state, changed, exact = held_back_nowhere(
-            state, new, changed, blocks, settle=settle, rotation=rotation, fresh=fresh
+        state, changed, exact = resting_and_in_turn(
+            state, new, changed, blocks, settle=settle, rotation=rotation
         )
-        if dense_above is None:
+        if dense_above is None or break_even == 1 or runner.plan.favours_cells:
             return update(state, new, changed, exact)
         near = masks.stencil(blocks, window=(3, 3), padding=((1, 1), (1, 1)))
         # Of all streams: their cells share one loop, and the function takes them together.
@@ -223,7 +234,7 @@ def incremental(
     return VideoFunction(init=init, step=step, recalibrate=recalibrate)
 
 
-def held_back_nowhere(
+def resting_and_in_turn(
     state: State,
     frames: jax.Array,
     changed: jax.Array,
@@ -231,9 +242,8 @@ def held_back_nowhere(
     *,
     settle: int | None,
     rotation: int | None,
-    fresh: int | None,
 ) -> tuple[State, jax.Array, jax.Array | None]:
-    """Where truncation holds nothing back: in what changed, what came to rest and whose turn it is.
+    """Where truncation holds nothing back: over what came to rest and what has its turn.
 
     Args:
       state: Before the step.
@@ -242,7 +252,6 @@ def held_back_nowhere(
       blocks: The blocks of `dynvid.ops.refresh.BLOCK` pixels that hold one.
       settle: As of `incremental`.
       rotation: Likewise.
-      fresh: Likewise.
 
     Returns:
       The state with the age of its blocks; the changed pixels, with those that the rotation takes
@@ -250,12 +259,11 @@ def held_back_nowhere(
     """
     exact = []
     if settle is not None and state.quiet is not None:
-        settled, quiet = settling(quiet_frames(state.quiet, blocks, settle), settle)
-        state = dataclasses.replace(state, quiet=quiet)
+        still = jnp.where(jnp.any(blocks, (1, 2)), 0, jnp.minimum(state.still + 1, settle))
+        quiet = quiet_frames(state.quiet, blocks, settle)
+        settled, quiet = settling(quiet, still == settle, settle)
+        state = dataclasses.replace(state, quiet=quiet, still=still)
         exact.append(settled)
-    if fresh is not None:
-        side = 2 * fresh + 1
-        exact.append(masks.stencil(blocks, window=(side, side), padding=((fresh, fresh),) * 2))
     if rotation is not None:
         turn = blocks_in_turn(state.turn, rotation, blocks.shape[1:])
         state = dataclasses.replace(state, turn=state.turn + 1)
@@ -269,6 +277,15 @@ _ANOTHER = (
     "state must be of this very function, made with the same cell and changes and with a "
     "truncation where this one has a truncation; got the state of another"
 )
+
+
+def _differing(state: State, shapes: tuple[tuple[int, ...], ...]) -> str:
+    """What the parameters of a state and others differ by first."""
+    mine = state.parameter_shapes
+    if len(mine) != len(shapes):
+        return f"{len(mine)} arrays; got {len(shapes)}"
+    at = next(i for i, pair in enumerate(zip(mine, shapes, strict=True)) if pair[0] != pair[1])
+    return f"{list(mine[at])} of array {at}; got {list(shapes[at])}"
 
 
 def check_step(frames: jax.Array, reference: jax.Array, mask: jax.Array | None) -> None:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dynvid.incremental.transform import incremental
 from dynvid.types import Agreement, Frames, Metric, Output, Params, replace_streams
 
-THRESHOLDS = (5, 10, 15, 20, 30)
+THRESHOLDS = (4, 6, 8, 12, 20)
 """Thresholds that `tune` tries where none are given, of 255."""
 
 TRUNCATIONS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 2.8, 4.0)
@@ -242,10 +242,11 @@ class _Runs:
         self._clip = jnp.stack(frames)
         compare = jax.jit(metric)
         found = [compare(output, outputs[0]) for output in outputs[1:]]
-        self.frozen = Agreement(*(np.stack(x) for x in zip(*found, strict=True)))
+        self.frozen = Agreement(*(jnp.stack(x) for x in zip(*found, strict=True)))
 
         # Never on whole frames: settings that share a step must not sway one another.
-        video = incremental(fn, **{"truncation": 1.0, "break_even": 1.0, **options})
+        alone = {"truncation": 1.0, "break_even": 1.0, "dense_above": None}
+        video = incremental(fn, **{**options, **alone})
         self._initial, _ = jax.jit(video.init)(params, self._at(self._clip, np.zeros(batch, int)))
         self.layers = list(self._initial.layers)
 
@@ -349,11 +350,8 @@ class _Search:
         return self.best is not before
 
     def _note(self, setting: _Setting, series: _Series, *, whole: bool) -> None:
-        accepted = (
-            whole
-            and self.judge.reaches(series)
-            and (self.best is None or series.macs.sum() < self.series[self.best].macs.sum())
-        )
+        cheaper = self.best is None or series.macs.sum() < self.series[self.best].macs.sum()
+        accepted = whole and bool(cheaper) and self.judge.reaches(series)
         self.series[setting] = series
         names = zip(self.runs.layers, setting.levels, strict=True)
         self.curve.append(
@@ -381,19 +379,19 @@ class _Search:
         count = len(self.runs.layers)
         middle = sorted(thresholds)[len(thresholds) // 2]
 
-        def uniform(threshold: float, levels: Sequence[int]) -> list[_Setting]:
-            known = [i for i in levels if -1 <= i < len(self.taus)]
-            return [_Setting(threshold, (i,) * count) for i in known]
+        def uniform(threshold: float, level: int) -> _Setting:
+            return _Setting(threshold, (min(level, len(self.taus) - 1),) * count)
 
         if count:
             # Every second one first, from the middle outwards: the others are between these.
             half = sorted(range(1, len(self.taus), 2), key=lambda i: abs(self.taus[i] - 0.5))
-            self.try_all(uniform(middle, half))
-        at = -1 if self.best is None else self.best.levels[0]
-        near = (at, at + 1) if self.best is not None else (0, -1)
-        self.try_all([s for t in thresholds for s in uniform(t, near if count else (-1,))])
+            self.try_all([uniform(middle, level) for level in half])
+        level = -1 if self.best is None else self.best.levels[0]
+        self.try_all([uniform(threshold, level) for threshold in thresholds])
         if self.best is None:
-            self.try_all(uniform(0.0, (-1,)))
+            self.try_all([uniform(0.0, -1)])
+        elif level >= 0:
+            self.try_all([uniform(self.best.threshold, level + 1)])
 
     def trade(self, groups: Sequence[Sequence[int]], stride: int) -> bool:
         """Lowers the layers that gain most agreement for what they cost, and raises the others.
@@ -489,7 +487,7 @@ def tune(
     metric: Metric = relative_agreement,
     thresholds: Sequence[float] | None = None,
     truncations: Sequence[float] = TRUNCATIONS,
-    trials: int = 48,
+    trials: int = 32,
     seed: int = 0,
     batch: int = 8,
     progress: bool = True,
@@ -520,13 +518,13 @@ def tune(
       metric: `metric(expected, found) -> Agreement` of the dense and the incremental results of the
         same frames, pure: `dynvid.metrics.average_precision.detection_f1` of detections. The
         `decode` and `compare` of a task in `dynvid.tasks` fit here.
-      thresholds: To choose from, in the threshold's unit; by default 5, 10, 15, 20 and 30 of 255.
+      thresholds: To choose from, in the threshold's unit; by default 4, 6, 8, 12 and 20 of 255.
       truncations: To choose from, positive and rising.
       trials: How many settings are tried at most.
       seed: Of the random exchanges: the same seed gives the same answer.
       batch: How many settings share a step, as streams of it; 1 where `fn` fixes its batch.
       progress: Whether a progress bar is shown.
-      **options: Other options of `incremental`, such as `settle`.
+      **options: Other options of `incremental`, such as `changes` and `settle`.
 
     Returns:
       The settings with all that was tried: `incremental(fn, **tuning.options)`.

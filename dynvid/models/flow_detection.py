@@ -1,16 +1,25 @@
 """Flow-guided video object detection's networks together: small ones, and those of the papers.
 
-The small ones are made for the synthetic videos of `dynvid.data.moving_objects`, see
-experiments/flow_detection/train.py.
+The small ones are trained on the synthetic videos of `dynvid.data.moving_objects`; their weights
+come with the package, see experiments/flow_detection.
 """
 
+import importlib.resources
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from dynvid.models.flow_guided import EmbeddingNetwork, FeatureNetwork, FlowQualityNetwork
+from dynvid.models.driving import named_leaves
+from dynvid.models.flow_guided import (
+    CorrelationFlowNetwork,
+    EmbeddingNetwork,
+    FeatureNetwork,
+    FlowQualityNetwork,
+)
 from dynvid.models.rfcn import RFCN
 from dynvid.ops.boxes import Detections
 from dynvid.ops.warp import Motion
@@ -43,7 +52,7 @@ class FlowDetector(nnx.Module):
     def __init__(
         self,
         features: FeatureNetwork,
-        flow: FlowQualityNetwork,
+        flow: FlowQualityNetwork | CorrelationFlowNetwork,
         embedding: EmbeddingNetwork,
         detector: RFCN,
     ):
@@ -72,7 +81,10 @@ def flow_detector(*, classes: int = 30, deformable: bool = False, rngs: nnx.Rngs
 
 
 def small_flow_detector(*, rngs: nnx.Rngs) -> FlowDetector:
-    """The same networks narrow, for frames of about 256 pixels and objects of 30 to 100.
+    """The same networks small, for frames of about 256 pixels and objects of 40 to 110.
+
+    Features are those of a narrow ResNet of basic blocks; motion is by correlation, which a narrow
+    FlowNetS does not learn in the time there is (experiments/flow_detection).
 
     Args:
       rngs: Where the random weights come from.
@@ -80,19 +92,21 @@ def small_flow_detector(*, rngs: nnx.Rngs) -> FlowDetector:
     >>> network = nnx.eval_shape(lambda: small_flow_detector(rngs=nnx.Rngs(0)))
     >>> frames = jax.ShapeDtypeStruct((1, 256, 256, 3), "uint8")
     >>> nnx.eval_shape(lambda n, f: n.features(f), network, frames).shape
-    (1, 16, 16, 64)
+    (1, 16, 16, 96)
     """
-    depth = 64
+    depth = 96
     return FlowDetector(
-        FeatureNetwork(depths=(4, 8, 3, 1), width=12, features=depth, dilation=2, rngs=rngs),
-        FlowQualityNetwork(width=3 / 32, rngs=rngs),
+        FeatureNetwork(
+            depths=(2, 2, 4, 1), width=16, features=depth, dilation=2, block="basic", rngs=rngs
+        ),
+        CorrelationFlowNetwork(rngs=rngs),
         EmbeddingNetwork(depth=depth, hidden=32, embedding=64, rngs=rngs),
         RFCN(
             depth=depth,
             classes=len(CLASS_NAMES),
             grid=3,
             stride=STRIDE,
-            scales=(2.5, 3.75, 5.5),
+            scales=(3.0, 4.25, 6.0),
             ratios=(1.0,),
             max_candidates=128,
             max_proposals=32,
@@ -137,6 +151,26 @@ def detection_networks(network: FlowDetector) -> FlowDetectionNetworks:
     parts = (network.features, network.flow, network.embedding, network.detector)
     functions, params = zip(*map(_pure, parts), strict=True)
     return FlowDetectionNetworks(*functions, params=params)
+
+
+def load_flow_detection_networks() -> FlowDetectionNetworks:
+    """Loads the small trained networks that come with the package.
+
+    Returns:
+      The networks with their weights, float32.
+
+    >>> networks = load_flow_detection_networks()
+    >>> frames = jax.ShapeDtypeStruct((1, 256, 256, 3), "uint8")
+    >>> jax.eval_shape(networks.features, networks.params[0], frames).shape
+    (1, 16, 16, 96)
+    """
+    networks = detection_networks(nnx.eval_shape(lambda: small_flow_detector(rngs=nnx.Rngs(0))))
+    path = importlib.resources.files("dynvid.models") / "data" / "flow_detection.npz"
+    with path.open("rb") as file, np.load(file) as arrays:
+        params = [
+            jnp.asarray(arrays[name], leaf.dtype) for name, leaf in named_leaves(networks.params)
+        ]
+    return networks._replace(params=jax.tree.unflatten(jax.tree.structure(networks.params), params))
 
 
 def _pure(module: nnx.Module) -> tuple[Callable[..., Any], Params]:

@@ -6,6 +6,7 @@ the code of the first two.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -114,10 +115,14 @@ class FeatureNetwork(nnx.Module):
       width: As of `ResNet`.
       features: Channels of the result.
       dilation: Of the last convolution.
-      deformable: Whether the 3x3 convolutions of conv5 are `DeformableConv` of 4 groups, as in
-        Deformable R-FCN (Dai et al. 2017, section 3 and its code). The rest of that is its head's,
-        deformable pooling, and not here.
+      block: As of `ResNet`.
+      deformable: For bottlenecks, whether the 3x3 convolutions of conv5 are `DeformableConv` of 4
+        groups, as in Deformable R-FCN (Dai et al. 2017, section 3 and its code). The rest of that
+        is its head's, deformable pooling, and not here.
       rngs: Where the random weights come from.
+
+    Raises:
+      ValueError: Basic blocks are to be deformable, or an option is none of `ResNet`'s.
 
     >>> network = nnx.eval_shape(lambda: FeatureNetwork(rngs=nnx.Rngs(0)))
     >>> sum(p.size for p in jax.tree.leaves(nnx.state(network, nnx.Param)))
@@ -134,12 +139,20 @@ class FeatureNetwork(nnx.Module):
         width: int = 64,
         features: int = 1024,
         dilation: int = 6,
+        block: Literal["bottleneck", "basic"] = "bottleneck",
         deformable: bool = False,
         rngs: nnx.Rngs,
     ):
         self.backbone = ResNet(
-            depths=depths, width=width, output_stride=16, stride_in="1x1", rngs=rngs
+            depths=depths,
+            width=width,
+            output_stride=16,
+            block=block,
+            stride_in="1x1",
+            rngs=rngs,
         )
+        if deformable and block != "bottleneck":
+            raise ValueError(f'deformable must be False for block "basic"; got {deformable}')
         if deformable:
             for block in self.backbone.groups[-1]:
                 block.convs[1].conv = DeformableConv(
@@ -265,6 +278,119 @@ class FlowQualityNetwork(nnx.Module):
         flow = FLOW_UNIT / _GRID * self.flownet.predict_flow[-1](joined)
         scale = None if self.predict_scale is None else self.predict_scale(joined)
         return Motion(flow, scale), self.predict_quality(joined)[..., 0]
+
+
+class CorrelationFlowNetwork(nnx.Module):
+    """N_flow, small: motion and quality from how the positions of both frames resemble each other.
+
+    FlowNetC's idea (Dosovitskiy et al., FlowNet, 2015, section 3) on the grid of the features, for
+    where a FlowNetS as narrow as the rest learns no large motion: the same convolutions look at
+    both halved frames; their maps, of length 1 per position, are compared by scalar products with
+    those of the key frame up to `reach` positions away, on a grid of 8 pixels and on one of 16.
+    `M = sum_d d p_d + m` of the softmax p of the coarse products and a correction m by convolutions
+    that see both, and so do those of the quality Q, whose bias starts as 1.
+
+    Args:
+      width: Channels of the maps of 8 pixels; those of 16 have a third more.
+      hidden: Channels of the convolutions that read the products.
+      reach: Positions of 16 pixels that motion can lead to, each way.
+      rngs: Where the random weights come from.
+
+    >>> network = nnx.eval_shape(lambda: CorrelationFlowNetwork(rngs=nnx.Rngs(0)))
+    >>> frames = jax.ShapeDtypeStruct((1, 200, 264, 3), "uint8")
+    >>> motion, quality = nnx.eval_shape(lambda n, *pair: n(*pair), network, frames, frames)
+    >>> motion.flow.shape, quality.shape
+    ((1, 13, 17, 2), (1, 13, 17))
+    """
+
+    def __init__(self, *, width: int = 24, hidden: int = 40, reach: int = 4, rngs: nnx.Rngs):
+        def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, pad: int = 1) -> nnx.Conv:
+            return nnx.Conv(
+                inputs, outputs, (kernel, kernel), stride, padding=[(pad, pad)] * 2,
+                kernel_init=nnx.initializers.he_normal(), rngs=rngs,
+            )  # fmt: skip
+
+        self.reach = reach
+        coarse, beside = 4 * width // 3, 16
+        self.conv1, self.conv2 = conv(3, width, 8, 4, pad=2), conv(width, coarse, 3, 2)
+        self.near = conv((2 * _NEAR + 1) ** 2, width, 3, 2)
+        self.beside = conv(coarse, beside, 1, pad=0)
+        depth = (2 * reach + 1) ** 2 + 1 + width + beside
+        self.joins = nnx.List([conv(depth, hidden, 3), conv(hidden, hidden, 3)])
+        self.sharpness = nnx.Param(jnp.float32(8))
+        self.predict_flow = conv(hidden, 2, 3)
+        self.predict_quality = nnx.Conv(
+            hidden, 1, (3, 3), padding=[(1, 1)] * 2, kernel_init=_normal,
+            bias_init=nnx.initializers.ones, rngs=rngs,
+        )  # fmt: skip
+
+    def __call__(self, current: Frames, key: Frames) -> tuple[Motion, jax.Array]:
+        """Estimates the motion from the current frame to the key frame, as `FlowQualityNetwork`."""
+        return self.predict(self.joined(current, key))
+
+    def joined(self, current: Frames, key: Frames) -> jax.Array:
+        """What motion and quality are read from, and the motion before its correction.
+
+        Args:
+          current: `(S, H, W, 3)` RGB, uint8 or floating in [0, 1].
+          key: Likewise.
+
+        Returns:
+          `(S, ceil(H / 16), ceil(W / 16), hidden + 2)`.
+        """
+        frames = jnp.concatenate([centred_frames(current), centred_frames(key)]) / 128
+        near = _leaky(self.conv1(_halved(frames)))
+        far = self.conv2(near)
+        streams = len(current)
+        of_near, of_far = (
+            _correlation(x[:streams], x[streams:], reach)
+            for x, reach in ((_of_length_one(near), _NEAR), (_of_length_one(far), self.reach))
+        )
+        alike = jax.nn.softmax(self.sharpness[...] * of_far, -1)
+        steps = jnp.arange(-self.reach, self.reach + 1, dtype=alike.dtype)
+        across, down = jnp.meshgrid(steps, steps)
+        matched = alike @ jnp.stack([across.ravel(), down.ravel()], -1)
+        x = jnp.concatenate(
+            [
+                4 * alike,
+                jnp.sum(alike * of_far, -1, keepdims=True),
+                _leaky(self.near(of_near)),
+                _leaky(self.beside(far[:streams])),
+            ],
+            -1,
+        )
+        for conv in self.joins:
+            x = _leaky(conv(x))
+        return jnp.concatenate([x, matched], -1)
+
+    def predict(self, joined: jax.Array) -> tuple[Motion, jax.Array]:
+        """What a call returns, from `joined`."""
+        x, matched = joined[..., :-2], joined[..., -2:]
+        flow = matched + FLOW_UNIT / _GRID * self.predict_flow(x)
+        return Motion(flow), self.predict_quality(x)[..., 0]
+
+
+_NEAR = 3  # positions of 8 pixels
+
+
+def _leaky(x: jax.Array) -> jax.Array:
+    return nnx.leaky_relu(x, 0.1)
+
+
+def _of_length_one(x: jax.Array) -> jax.Array:
+    return x * lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-6)
+
+
+def _correlation(x: jax.Array, others: jax.Array, reach: int) -> jax.Array:
+    """Scalar products of every position with those up to `reach` away in the others, row by row."""
+    height, width = x.shape[1:3]
+    padded = jnp.pad(others, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    shifts = range(2 * reach + 1)
+    # Whole rows against whole rows, of which diagonals are kept, are matrix products.
+    rows = jnp.stack([padded[:, i : i + height] for i in shifts], 2)
+    products = jnp.einsum("nhwc,nhivc->nhiwv", x, rows)
+    own = [jnp.diagonal(products[..., j : j + width], axis1=-2, axis2=-1) for j in shifts]
+    return jnp.stack(own, 3).swapaxes(2, 4).swapaxes(3, 4).reshape(*x.shape[:3], -1)
 
 
 def _halved(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Residual networks of bottlenecks (He et al. 2016), plain and dilated."""
+"""Residual networks (He et al. 2016), plain and dilated."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -132,8 +132,78 @@ class Bottleneck(nnx.Module):
         return nnx.relu(x + y)
 
 
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions with batch normalisation, and a shortcut (He et al., Fig. 5, left).
+
+    Args:
+      depth: Input channels.
+      width: Channels of both convolutions.
+      stride: Of the first convolution and the shortcut.
+      dilation: Of both convolutions.
+      epsilon: What batch normalisation adds to the variance.
+      rngs: Where the random weights come from.
+
+    >>> import jax.numpy as jnp
+    >>> block = BasicBlock(64, 128, 2, rngs=nnx.Rngs(0))
+    >>> block(jnp.ones((1, 8, 8, 64))).shape
+    (1, 4, 4, 128)
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        stride: int,
+        *,
+        dilation: int = 1,
+        epsilon: float = 1e-5,
+        rngs: nnx.Rngs,
+    ):
+        common: dict[str, Any] = {"epsilon": epsilon, "rngs": rngs}
+        self.convs = nnx.List(
+            [
+                ConvNorm(depth, width, 3, stride=stride, dilation=dilation, **common),
+                ConvNorm(width, width, 3, dilation=dilation, relu=False, **common),
+            ]
+        )
+        project = stride != 1 or depth != width
+        self.shortcut = nnx.List(
+            [ConvNorm(depth, width, 1, stride=stride, relu=False, **common)] if project else []
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `(S, H, W, depth)` to `(S, ceil(H / stride), ceil(W / stride), width)`."""
+        y = x
+        for layer in self.shortcut:
+            y = layer(y)
+        for layer in self.convs:
+            x = layer(x)
+        return nnx.relu(x + y)
+
+
+def start_as_shortcuts(module: nnx.Module) -> None:
+    """Has every residual block of a module begin as its shortcut alone.
+
+    The scale of a block's last batch normalisation becomes 0, which speeds up the first steps of a
+    training (Goyal et al. 2017, section 5.1).
+
+    Args:
+      module: Its `Bottleneck`s and `BasicBlock`s are changed.
+
+    >>> import jax.numpy as jnp
+    >>> block = BasicBlock(4, 4, 1, rngs=nnx.Rngs(0))
+    >>> start_as_shortcuts(block)
+    >>> block(jnp.ones((1, 1, 1, 4))).tolist()
+    [[[[1.0, 1.0, 1.0, 1.0]]]]
+    """
+    for _, part in nnx.iter_graph(module):
+        if isinstance(part, Bottleneck | BasicBlock):
+            scale = part.convs[-1].norm.scale
+            scale[...] = 0 * scale[...]
+
+
 class ResNet(nnx.Module):
-    """The convolutional part of a residual network of bottlenecks (He et al. 2016, Table 1).
+    """The convolutional part of a residual network (He et al. 2016, Table 1).
 
     With an output stride below 32 the last stages keep the resolution and dilate their 3x3
     convolutions instead, so that the same weights see the same pixels (Chen et al. 2017, section
@@ -153,8 +223,10 @@ class ResNet(nnx.Module):
       dilations: For stages by their number (2 to 5), the dilation of the 3x3 convolution of each
         of its blocks, in cells of the map that it works on; of stages left out it follows from
         the output stride. DeepLab calls such a list a multi-grid.
-      stride_in: Where the first block of a stage strides: in its first 1x1 convolution ("1x1", He
-        et al. and what is trained in Caffe), or in its 3x3 convolution ("3x3", later practice).
+      block: What the stages are made of: bottlenecks, as ResNet-50 and -101, or pairs of 3x3
+        convolutions ("basic"), as ResNet-18 and -34, whose stages have a fourth of the channels.
+      stride_in: Where the first bottleneck of a stage strides: in its first 1x1 convolution ("1x1",
+        He et al. and what is trained in Caffe), or in its 3x3 convolution ("3x3", later practice).
       deep_stem: Whether conv1 is three 3x3 convolutions (Zhao et al. 2017, their code: `width`,
         `width` and 2 * `width` channels, the first with stride 2) instead of one of 7x7.
       epsilon: What batch normalisation adds to the variance.
@@ -181,6 +253,7 @@ class ResNet(nnx.Module):
         width: int = 64,
         output_stride: int = 32,
         dilations: Mapping[int, Sequence[int]] | None = None,
+        block: Literal["bottleneck", "basic"] = "bottleneck",
         stride_in: Literal["1x1", "3x3"] = "3x3",
         deep_stem: bool = False,
         epsilon: float = 1e-5,
@@ -190,6 +263,8 @@ class ResNet(nnx.Module):
             raise ValueError(f"depths must be four positive numbers; got {tuple(depths)}")
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride must be 8, 16 or 32; got {output_stride}")
+        if block not in ("bottleneck", "basic"):
+            raise ValueError(f'block must be "bottleneck" or "basic"; got {block!r}')
         if stride_in not in ("1x1", "3x3"):
             raise ValueError(f'stride_in must be "1x1" or "3x3"; got {stride_in!r}')
         given = dict(dilations or {})
@@ -221,17 +296,15 @@ class ResNet(nnx.Module):
                 )
             group = nnx.List()
             for i, rate in enumerate(rates):
-                group.append(
-                    Bottleneck(
-                        depth,
-                        width << (stage - 2),
-                        stride if i == 0 else 1,
-                        dilation=rate,
-                        stride_in=stride_in,
-                        **common,
+                given_to = (depth, width << (stage - 2), stride if i == 0 else 1)
+                if block == "basic":
+                    group.append(BasicBlock(*given_to, dilation=rate, **common))
+                    depth = given_to[1]
+                else:
+                    group.append(
+                        Bottleneck(*given_to, dilation=rate, stride_in=stride_in, **common)
                     )
-                )
-                depth = 4 * (width << (stage - 2))
+                    depth = 4 * given_to[1]
             self.groups.append(group)
         self.features = depth
 

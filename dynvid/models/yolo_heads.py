@@ -1,13 +1,14 @@
-"""Boxes from the raw outputs of YOLO networks: YOLOX, YOLOv5 and YOLOv3."""
+"""Boxes from the outputs of YOLO networks: YOLOX, YOLOv5, YOLOv3, and exports of Ultralytics."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynvid.ops.boxes import Detections, suppress_sorted
+from dynvid.ops.boxes import Detections, suppress_sorted, surviving
 
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -22,6 +23,9 @@ COCO_CLASSES = (
     "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 """The 80 classes of the COCO detection task, in the order of its networks' outputs."""
+
+
+_STRIDES = (8, 16, 32)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "strides", "max_candidates", "max_detections"))
@@ -84,6 +88,144 @@ def decode_yolox(
         iou_threshold=iou_threshold,
         max_detections=max_detections,
     )
+
+
+class Instances(NamedTuple):
+    """Detections, each with its outline.
+
+    Attributes:
+      detections: The boxes.
+      masks: `(S, K, h, w)` bool, where each is, on a coarser grid over the network's input.
+    """
+
+    detections: Detections
+    masks: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("size", "classes", "max_candidates", "max_detections"))
+def decode_ultralytics(
+    outputs: jax.Array | Mapping[str, jax.Array],
+    *,
+    size: tuple[int, int],
+    classes: int | None = None,
+    score_threshold: float = 0.25,
+    iou_threshold: float = 0.45,
+    max_candidates: int = 1024,
+    max_detections: int = 300,
+) -> Detections | Instances:
+    """Boxes, and outlines where there are any, from what Ultralytics exports to ONNX.
+
+    The exported networks decode their boxes themselves, into pixels of their input. Three forms are
+    known:
+
+    - `(S, 4 + C, N)`: centre and size of each box, then its class scores (YOLOv8, YOLO11, YOLO26,
+      YOLOv5u);
+    - `(S, N, 5 + C)`, three anchors a cell: the same with an objectness before them, the score
+      being their product (YOLOv5's own exporter);
+    - `(S, K, 6)`: corners, score and class of what is left after suppression (`end2end`).
+
+    A network that outlines objects (`-seg`) has 32 coefficients more for each box, and a second
+    output of as many maps, `(S, 32, h, w)`: the mask is where the sum of the maps, weighted by the
+    coefficients, is above 0, cut off at the box.
+
+    Args:
+      outputs: Of the network; a dict where it has two.
+      size: (height, width) of the network's input, in pixels.
+      classes: C where it is known.
+      score_threshold: As in `non_maximum_suppression`, like the three below.
+      iou_threshold: The greatest overlap at which both boxes stay.
+      max_candidates: How many boxes of an image are looked at.
+      max_detections: How many are returned.
+
+    Returns:
+      `Detections` in pixels of the network's input, as `Instances` where there are masks.
+
+    Raises:
+      ValueError: The outputs have none of these forms.
+
+    >>> outputs = jnp.zeros((1, 4 + 2, 21)).at[0, :, 5].set(jnp.array([8, 8, 4, 6, 0.1, 0.9]))
+    >>> found = decode_ultralytics(outputs, size=(32, 32), max_detections=1)
+    >>> found.boxes.tolist(), found.classes.tolist()
+    ([[[6.0, 5.0, 10.0, 11.0]]], [[1]])
+    """
+    leaves = list(outputs.values()) if isinstance(outputs, Mapping) else [outputs]
+    maps = [leaf for leaf in leaves if leaf.ndim == 4]
+    rows = [leaf for leaf in leaves if leaf.ndim == 3]
+    if len(rows) != 1 or len(maps) > 1:
+        raise ValueError(
+            "outputs must be (S, 4 + classes, N), (S, N, 5 + classes) or (S, K, 6), and masks "
+            f"(S, 32, h, w) beside it; got {[leaf.shape for leaf in leaves]}"
+        )
+    (found,) = rows
+    more = maps[0].shape[1] if maps else 0  # coefficients of a mask
+    cells = sum(-(-size[0] // s) * -(-size[1] // s) for s in _STRIDES)
+    if found.shape[1] != cells and found.shape[2] == cells and found.shape[1] > 4 + more:
+        found = jnp.swapaxes(found, 1, 2)
+        box, scores, rest = jnp.split(found, [4, found.shape[2] - more], 2)
+    elif found.shape[1] == 3 * cells and found.shape[2] > 5 + more:
+        box, objectness, scores, rest = jnp.split(found, [4, 5, found.shape[2] - more], 2)
+        scores = objectness * scores
+    elif found.shape[2] == 6 + more and found.shape[1] <= cells:
+        return _end_to_end(found, maps, size, score_threshold, max_detections)
+    else:
+        raise ValueError(
+            f"outputs must have {cells} boxes for an input of {size}; got {found.shape}"
+        )
+    if classes is not None and scores.shape[2] != classes:
+        raise ValueError(f"outputs must score {classes} classes; got {scores.shape[2]}")
+    score, index = lax.top_k(jnp.max(scores, -1), min(max_candidates, scores.shape[1]))
+    take = lambda x: jnp.take_along_axis(x, index[..., None], 1)  # noqa: E731
+    centre, half = take(box[..., :2]), take(box[..., 2:]) / 2
+    label = jnp.argmax(take(scores), -1)
+    boxes = jnp.concatenate([centre - half, centre + half], -1)
+    options = {
+        "score_threshold": score_threshold,
+        "iou_threshold": iou_threshold,
+        "max_detections": max_detections,
+    }
+    detections = suppress_sorted(boxes, score, label, **options)
+    if not maps:
+        return detections
+    kept = surviving(boxes, score, label, **options)
+    best = lax.top_k(jnp.where(kept, score, -jnp.inf), min(max_detections, score.shape[1]))[1]
+    best = jnp.pad(best, ((0, 0), (0, max_detections - best.shape[1])))
+    coefficients = jnp.take_along_axis(take(rest), best[..., None], 1)
+    return Instances(detections, _masks(coefficients, detections, maps[0], size))
+
+
+def _end_to_end(
+    found: jax.Array,
+    maps: list[jax.Array],
+    size: tuple[int, int],
+    score_threshold: float,
+    max_detections: int,
+) -> Detections | Instances:
+    """What the network has suppressed itself: best first, with scores of 0 where there is none."""
+    score, index = lax.top_k(found[..., 4], min(max_detections, found.shape[1]))
+    found = jnp.take_along_axis(found, index[..., None], 1)
+    valid = score >= score_threshold
+    detections = Detections(
+        jnp.where(valid[..., None], found[..., :4], 0),
+        jnp.where(valid, score, 0),
+        jnp.where(valid, found[..., 5], -1).astype(jnp.int32),
+        valid,
+    )
+    if not maps:
+        return detections
+    return Instances(detections, _masks(found[..., 6:], detections, maps[0], size))
+
+
+def _masks(
+    coefficients: jax.Array, detections: Detections, maps: jax.Array, size: tuple[int, int]
+) -> jax.Array:
+    """Where the weighted sum of the maps is above 0, inside of each box."""
+    rows, columns = maps.shape[2:]
+    level = jnp.einsum("skm,smhw->skhw", coefficients, maps)
+    x0, y0, x1, y1 = (detections.boxes[..., k, None, None] for k in range(4))
+    y = (jnp.arange(rows)[:, None] + 0.5) * size[0] / rows
+    x = (jnp.arange(columns) + 0.5) * size[1] / columns
+    inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+    return (level > 0) & inside & detections.valid[..., None, None]
 
 
 def _grid(rows: int, columns: int, stride: int) -> jax.Array:

@@ -194,13 +194,43 @@ def suppress_sorted(
     >>> found.classes
     Array([[0, 1]], dtype=int32)
     """
+    kept = surviving(
+        boxes,
+        scores,
+        classes,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+        max_detections=max_detections,
+    )
+    return _best(boxes, scores, classes, kept, max_detections)
+
+
+def surviving(
+    boxes: jax.Array,
+    scores: jax.Array,
+    classes: jax.Array,
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int,
+) -> jax.Array:
+    """Which candidates `suppress_sorted` keeps, for what else is known of each.
+
+    Returns:
+      `bool[S, N]`; the `max_detections` best of them are exact.
+
+    >>> boxes = jnp.array([[[0, 0, 9, 9], [0, 0, 9, 8], [20, 0, 29, 9]]], jnp.float32)
+    >>> surviving(
+    ...     boxes, jnp.array([[0.9, 0.7, 0.5]]), jnp.array([[0, 0, 1]]), score_threshold=0.4,
+    ...     iou_threshold=0.5, max_detections=2,
+    ... )
+    Array([[ True, False,  True]], dtype=bool)
+    """
     candidate = scores >= score_threshold
     if boxes.shape[1] > _BLOCK:
-        kept = _block_survivors(boxes, candidate, classes, iou_threshold, max_detections)
-    else:
-        rivals = classes[..., :, None] == classes[..., None, :]
-        kept = _survivors(boxes, candidate, iou_threshold, rivals=rivals)
-    return _best(boxes, scores, classes, kept, max_detections)
+        return _block_survivors(boxes, candidate, classes, iou_threshold, max_detections)
+    rivals = classes[..., :, None] == classes[..., None, :]
+    return _survivors(boxes, candidate, iou_threshold, rivals=rivals)
 
 
 def _block_survivors(

@@ -134,7 +134,7 @@ def scene_similarity(
 
 
 def unexplained_difference(
-    current: jax.Array, key: jax.Array, flow: jax.Array, size: Sequence[int]
+    current: jax.Array, key: jax.Array, flow: jax.Array, size: Sequence[int], *, block: int = 1
 ) -> jax.Array:
     """Measures what a motion field leaves unexplained, position by position of a coarser grid.
 
@@ -147,6 +147,9 @@ def unexplained_difference(
       key: I_k, same shape and dtype.
       flow: M, `(S, a, b, 2)` floating, (dx, dy) in pixels of its own grid, from I_i to I_k.
       size: (h, w) of the coarser grid, at most (H, W).
+      block: A side in pixels that divides H and W: both frames are first averaged over such
+        blocks, which stand for the pixels then. Noise and what is finer than features are made of
+        count less, and it is so much less work.
 
     Returns:
       `(S, h, w)` floating, in the unit of the frames. What comes from outside the key frame counts
@@ -163,14 +166,19 @@ def unexplained_difference(
     [[[4.0, 4.0]]]
     """
     _check(current, key, "mean")
-    if not all(1 <= n <= length for n, length in zip(size, current.shape[1:3], strict=True)):
+    if block < 1 or any(length % block for length in current.shape[1:3]):
         raise ValueError(
-            f"size must be a grid of 1 to {tuple(current.shape[1:3])} positions; got {tuple(size)}"
+            f"block must divide the sides of frames of {tuple(current.shape[1:3])}; got {block}"
+        )
+    height, width = (length // block for length in current.shape[1:3])
+    if not all(1 <= n <= length for n, length in zip(size, (height, width), strict=True)):
+        raise ValueError(
+            f"size must be a grid of 1 to {(height, width)} positions; got {tuple(size)}"
         )
     wide = jnp.promote_types(current.dtype, jnp.float32)
-    height, width = current.shape[1:3]
-    warped = warp(key.astype(wide), resize_flow(flow, (height, width)))
-    difference = frame_difference(current.astype(wide), warped, channels="mean")
+    current, key = (_averaged(x.astype(wide), block) for x in (current, key))
+    warped = warp(key, resize_flow(flow, (height, width)))
+    difference = frame_difference(current, warped, channels="mean")
     for axis, count in ((1, size[0]), (2, size[1])):
         length = difference.shape[axis]
         at = (2 * np.arange(length) + 1) * count // (2 * length)
@@ -178,6 +186,56 @@ def unexplained_difference(
         share = jnp.asarray(share, difference.dtype)
         difference = jnp.moveaxis(jnp.tensordot(share, difference, (1, axis)), 0, axis)
     return difference
+
+
+def trusted_flow(
+    current: jax.Array, key: jax.Array, flow: jax.Array, *, margin: float, block: int = 1
+) -> jax.Array:
+    """A motion field where it explains the current frame better than no motion does; else zero.
+
+    `M(p) where r_0(p) - r_M(p) > margin`, r the `unexplained_difference` on the grid of the field.
+    Flow networks see motion in what stands still, in noise and on even ground; where a camera is
+    fixed, that is most of what they see. Not in the papers.
+
+    Args:
+      current: I_i, `(S, H, W, C)`, uint8 or floating.
+      key: I_k, same shape and dtype.
+      flow: M, `(S, h, w, 2)` floating, (dx, dy) in pixels of its own grid, from I_i to I_k.
+      margin: By how much the motion has to be better, in the unit of the frames.
+      block: As of `unexplained_difference`.
+
+    Returns:
+      `(S, h, w, 2)`.
+
+    Raises:
+      ValueError: As `unexplained_difference`.
+
+    >>> key = jnp.zeros((1, 2, 4, 1)).at[0, :, 0].set(8.0)
+    >>> right = jnp.zeros((1, 1, 2, 2)).at[..., 0].set(-0.5)
+    >>> trusted_flow(jnp.roll(key, 1, axis=2), key, right, margin=0)[0, 0, :, 0].tolist()
+    [-0.5, 0.0]
+    >>> trusted_flow(key, key, right, margin=0)[0, 0, :, 0].tolist()
+    [0.0, 0.0]
+    """
+    grid = (flow.shape[1], flow.shape[2])
+    moved, still = (
+        unexplained_difference(current, key, m, grid, block=block)
+        for m in (flow, jnp.zeros((len(flow), 1, 1, 2), flow.dtype))
+    )
+    return jnp.where((still - moved > margin)[..., None], flow, 0)
+
+
+def _averaged(image: jax.Array, block: int) -> jax.Array:
+    """The means over square blocks of pixels."""
+    if block == 1:
+        return image
+    streams, height, width, channels = image.shape
+    rows = image.reshape(streams, height, width // block, block * channels)
+    rows = functools.reduce(
+        jnp.add, [rows[..., i * channels : (i + 1) * channels] for i in range(block)]
+    )
+    blocks = rows.reshape(streams, height // block, block, width // block, channels)
+    return functools.reduce(jnp.add, [blocks[:, :, i] for i in range(block)]) / block**2
 
 
 class ChangeRule(NamedTuple):
@@ -221,7 +279,7 @@ def camera_changes(
     noise: float = 8.0,
     mean: float = 0.3,
     mean_noise: float = 5.0,
-    most: float = 30.0,
+    most: float = 3.0,
     gain: bool = True,
 ) -> ChangeRule:
     """A rule of change that knows a camera's noise and its exposure.
@@ -229,10 +287,12 @@ def camera_changes(
     Not in the papers. With theta the threshold and sigma the standard deviation of the difference
     of two frames without motion, of pixels and of means over 4x4 pixels and all channels:
 
-    - A block of 8x8 pixels has changed where `|I_t - I_ref| >= max(theta, noise sigma(level))` in
-      any of its pixels and channels, with the level its middle pixel has in the reference.
+    - A block of 8x8 pixels has changed where `|I_t - I_ref| >= clip(noise sigma(level), theta, most
+      theta)` in any of its pixels and channels, with the level its middle pixel has in the
+      reference.
     - So it has where the mean difference of a quarter of it, with its sign, is at least
-      `max(mean theta, mean_noise sigma_mean)`: what is faint but agrees over a neighbourhood.
+      `clip(mean_noise sigma_mean, mean theta, most mean theta)`: what is faint but agrees over a
+      neighbourhood.
     - It is taken over whole: a mixture of old and new pixels is a picture that no camera took.
     - Sigma is 3.14 times the lower quartile of the differences of consecutive frames, to which what
       moves adds little, averaged over frames; it rises more slowly than it falls. Where means move
@@ -245,16 +305,16 @@ def camera_changes(
       noise: How many standard deviations of its noise a pixel must move by.
       mean: The threshold of means, in thresholds of pixels.
       mean_noise: How many standard deviations of their noise means must move by.
-      most: In grey levels, above which no noise raises the threshold of a pixel; that of means
-        accordingly.
+      most: How many times theta, and mean theta, noise may raise a threshold to at most. So theta
+        bounds what is not seen, and a theta of zero leaves nothing unseen.
       gain: Whether to look for changes of exposure.
 
     Returns:
       A `ChangeRule` for uint8 frames; its `seen` is a `Seen`.
 
     Exact in this sense: where it says that nothing changed, frame (brought to the reference's
-    exposure) and reference differ by less than `max(theta, most)` at every pixel, and by less than
-    `max(theta, noise sigma)`. Approximate because what moves by less is not seen.
+    exposure) and reference differ by less than `most theta` at every pixel, and not at all where
+    theta is zero. Approximate because what moves by less is not seen.
 
     >>> rule = camera_changes()
     >>> frames = jnp.full((1, 16, 16, 3), 100, jnp.uint8)
@@ -293,7 +353,8 @@ def camera_changes(
             steady = jnp.abs(shift - drift) < _DRIFT / 2
             adopted = (jnp.abs(drift) >= _DRIFT) & steady
             seen = seen._replace(drift=jnp.where(adopted, 0, drift))
-            slope, offset = jnp.where(adopted, 1, slope), jnp.where(adopted, 0, offset)
+            as_it_is = adopted | (threshold <= 0)
+            slope, offset = jnp.where(as_it_is, 1, slope), jnp.where(as_it_is, 0, offset)
             frames = lax.cond(
                 jnp.any((slope != 1) | (offset != 0)),
                 lambda: with_exposure(frames, reference, slope, offset),
@@ -312,12 +373,13 @@ def camera_changes(
         blocks = changed_blocks(
             frames,
             reference,
-            threshold=jnp.maximum(floor, jnp.minimum(noise * level, most)),
-            mean_threshold=jnp.maximum(
-                mean * threshold, jnp.minimum(mean_noise * seen.mean_noise, mean * most)
+            threshold=jnp.clip(noise * level, floor, most * floor),
+            mean_threshold=jnp.clip(
+                mean_noise * seen.mean_noise, mean * threshold, most * mean * threshold
             ),
         )
-        blocks |= adopted[:, None, None]
+        # Without a barrier XLA:CPU fuses what makes the blocks into each pixel that reads them.
+        blocks = lax.optimization_barrier(blocks | adopted[:, None, None])
         return seen, masks.from_cells(blocks, BLOCK, frames.shape[1:3]), frames
 
     return ChangeRule(init, step)
@@ -396,14 +458,14 @@ def exposure(means: jax.Array, reference: jax.Array) -> tuple[jax.Array, jax.Arr
     usable = (means > 4) & (means < 251) & (reference > 4) & (reference < 251)  # not clipped
     x, y = reference - 128, means - reference
     share = usable / jnp.maximum(jnp.sum(usable, 1, keepdims=True), 1)
+    moments = jnp.stack([jnp.ones_like(x), x, y, x * x, x * y], axis=2)
     slope = offset = jnp.zeros((len(x), 1))
     for _ in range(8):
         weight = share / jnp.maximum(jnp.abs(y - slope * x - offset), 0.5)
-        weight /= jnp.maximum(jnp.sum(weight, 1, keepdims=True), 1e-9)
-        mean_x, mean_y = (jnp.sum(weight * z, 1, keepdims=True) for z in (x, y))
-        covariance = jnp.sum(weight * (x - mean_x) * (y - mean_y), 1, keepdims=True)
-        variance = jnp.sum(weight * jnp.square(x - mean_x), 1, keepdims=True)
-        slope = covariance / (variance + 1)  # a picture without contrast tells no gain
+        total, *sums = jnp.moveaxis(jnp.einsum("sn,snm->sm", weight, moments), 1, 0)[..., None]
+        mean_x, mean_y, mean_xx, mean_xy = (z / jnp.maximum(total, 1e-9) for z in sums)
+        # One more in the denominator: a picture without contrast tells no gain.
+        slope = (mean_xy - mean_x * mean_y) / (jnp.maximum(mean_xx - mean_x * mean_x, 0) + 1)
         offset = mean_y - slope * mean_x
 
     def residual(z: jax.Array) -> jax.Array:
@@ -427,7 +489,7 @@ def with_exposure(
     Args:
       frame: I_t, `uint8[S, H, W, C]`.
       reference: Same shape.
-      gain: a, `float32[S]`.
+      gain: The factor a, `float32[S]`.
       offset: b, in grey levels, `float32[S]`.
 
     Returns:
@@ -448,16 +510,20 @@ def with_exposure(
 
 
 def _sample(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Pixels and quarters' sums of a sixteenth of a frame's rows, every fourth column."""
+    """Pixels and quarters' sums of a sixteenth of a frame's rows, every eighth column."""
     spacing = min(_SPACING, max(_QUARTER, frames.shape[1] // _QUARTER * _QUARTER))
     height = frames.shape[1] // _QUARTER * _QUARTER
-    width = frames.shape[2] // _QUARTER * _QUARTER
+    width = (
+        frames.shape[2] // (2 * _QUARTER) * 2 * _QUARTER or frames.shape[2] // _QUARTER * _QUARTER
+    )
     rows = [frames[:, k:height:spacing, :width] for k in range(_QUARTER)]
     total = functools.reduce(jnp.add, (row.astype(jnp.int16) for row in rows))
     flat = total.reshape(*total.shape[:2], width * frames.shape[3])
     step = _QUARTER * frames.shape[3]
-    sums = functools.reduce(jnp.add, (flat[..., k::step] for k in range(step)))
-    return rows[0][:, :, ::_QUARTER, frames.shape[3] // 2], sums
+    apart = 2 * step if width >= 2 * _QUARTER else step
+    sums = functools.reduce(jnp.add, (flat[..., k::apart] for k in range(step)))
+    pixels = rows[0][:, :, :: 2 * _QUARTER, frames.shape[3] // 2]
+    return lax.optimization_barrier((pixels, sums))
 
 
 def _with_noise(seen: Seen, pixels: jax.Array, means: jax.Array, channels: int) -> Seen:
@@ -497,10 +563,15 @@ _BINS = 64
 
 
 def _histogram(values: jax.Array, group: jax.Array, groups: int) -> jax.Array:
-    """How often each whole number occurs in each group, `int32[S, groups, bins]`."""
-    stream = jnp.arange(len(values)).reshape(-1, 1, 1)
-    counts = jnp.zeros((len(values), groups, _BINS), jnp.int32)
-    return counts.at[stream, group, jnp.minimum(values, _BINS - 1)].add(1)
+    """How often each whole number occurs in each group, `float32[S, groups, bins]`.
+
+    As a product of two one-hot matrices, where XLA:CPU takes a microsecond for each value that it
+    scatters.
+    """
+    values, group = (x.reshape(len(x), -1, 1) for x in (values, group))
+    value_is = (jnp.minimum(values, _BINS - 1) == jnp.arange(_BINS)).astype(jnp.float32)
+    group_is = (group == jnp.arange(groups)).astype(jnp.float32)
+    return jnp.einsum("sng,snb->sgb", group_is, value_is)
 
 
 def _quartile(counts: jax.Array) -> jax.Array:

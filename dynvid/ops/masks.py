@@ -157,6 +157,39 @@ def resize_mask(mask: jax.Array, size: Sequence[int]) -> jax.Array:
     return mask
 
 
+def cover_mask(mask: jax.Array, size: Sequence[int]) -> jax.Array:
+    """Brings a mask to the grid of another layer; coarser positions cover all that lies in them.
+
+    `m'(o) = any of m(i) with floor((i + 1/2) n' / n) = o` along each axis of n positions that
+    becomes n' < n long, and `resize_mask` along the others. Of a coarser grid the nearest
+    neighbour reads one position of many, and what is small falls through.
+
+    Args:
+      mask: `bool[..., h, w]`, at least one position each way.
+      size: (height, width) of the other grid, at least 1.
+
+    Returns:
+      `bool[..., *size]`.
+
+    Raises:
+      ValueError: As `resize_mask`.
+
+    >>> mask = jnp.array([[True, False, False, False]])
+    >>> cover_mask(mask, (1, 2)).tolist(), resize_mask(mask, (1, 2)).tolist()
+    ([[True, False]], [[False, False]])
+    """
+    finer = [max(old, new) for old, new in zip(mask.shape[-2:], size, strict=True)]
+    mask = resize_mask(mask, finer)
+    for axis, length in zip((mask.ndim - 2, mask.ndim - 1), size, strict=True):
+        count = mask.shape[axis]
+        if length != count:
+            at = (2 * np.arange(count) + 1) * length // (2 * count)
+            inside = jnp.asarray(at == np.arange(length)[:, None], jnp.float32)
+            held = jnp.tensordot(inside, mask.astype(jnp.float32), (1, axis)) > 0
+            mask = jnp.moveaxis(held, 0, axis)
+    return mask
+
+
 def to_cells(mask: jax.Array, cell: int | Sequence[int]) -> jax.Array:
     """Marks every cell of pixels that holds a marked pixel.
 

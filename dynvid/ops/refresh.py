@@ -14,6 +14,9 @@ from dynvid.ops import masks
 BLOCK = 8
 """Pixels a side of the blocks in which a frame comes to rest and is taken over in rotation."""
 
+TOGETHER = 3
+"""How many blocks of a neighbourhood change together where something moves."""
+
 TURNS = 4
 """Over how many frames it is spread that all of a frame settles."""
 
@@ -70,10 +73,12 @@ def refreshed(moved: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
 
 
 def quiet_frames(quiet: jax.Array, changed: jax.Array, settle: int) -> jax.Array:
-    """For how many frames nothing has changed in each block of the frame and in those around it.
+    """For how many frames nothing has moved in each block of the frame and in those around it.
 
-    Those around it count because what changes there reaches into it through the layers: a block
-    comes to rest together with its surroundings.
+    Something moves where at least `TOGETHER` blocks of a neighbourhood of 3x3 changed, a block in
+    its middle among them: one alone is noise that reached the threshold, which is everywhere now
+    and then. Those around it count because what changes there reaches into it through the layers: a
+    block comes to rest together with its surroundings.
 
     Args:
       quiet: As it was one frame ago, `int32[S, h, w]`.
@@ -82,13 +87,18 @@ def quiet_frames(quiet: jax.Array, changed: jax.Array, settle: int) -> jax.Array
         have settled, see `settling`.
 
     Returns:
-      `int32[S, h, w]`: zero where something changed, else one more up to `settle`.
+      `int32[S, h, w]`: zero where something moved, else one more up to `settle`.
 
-    >>> quiet = jnp.array([[[2, 2, 2, 4, 5]]])
-    >>> quiet_frames(quiet, jnp.array([[[True, False, False, False, False]]]), 4).tolist()
-    [[[0, 0, 3, 4, 5]]]
+    >>> quiet = jnp.array([[[2, 2, 2, 2, 4, 5]]])
+    >>> moved = jnp.array([[[True, True, True, False, False, False]]])
+    >>> quiet_frames(quiet, moved, 4).tolist()
+    [[[0, 0, 0, 3, 4, 5]]]
     """
-    near = masks.stencil(changed, window=(3, 3), padding=((1, 1), (1, 1)))
+    count = jnp.pad(changed.astype(jnp.uint8), ((0, 0), (1, 1), (1, 1)))
+    count = count[:, :-2] + count[:, 1:-1] + count[:, 2:]
+    count = count[:, :, :-2] + count[:, :, 1:-1] + count[:, :, 2:]
+    moved = changed & (count >= TOGETHER)
+    near = masks.stencil(moved, window=(3, 3), padding=((1, 1), (1, 1)))
     return jnp.where(near, 0, jnp.where(quiet < settle, quiet + 1, quiet))
 
 
@@ -114,32 +124,34 @@ def blocks_in_turn(turn: jax.Array, period: int, blocks: Sequence[int]) -> jax.A
     return (mine == (turn % period)[:, None]).reshape(len(turn), *blocks)
 
 
-def settling(quiet: jax.Array, settle: int) -> tuple[jax.Array, jax.Array]:
+def settling(quiet: jax.Array, still: jax.Array, settle: int) -> tuple[jax.Array, jax.Array]:
     """The blocks to be computed exactly now: some of those that are at rest and were not yet.
 
     At most one block in `TURNS` begins to settle in a frame, so that where much comes to rest at
     once it is spread over frames and none pays more than the dense network. A block that settles
-    by itself does so beside others that are not exact. So once the whole frame is at rest they all
+    by itself does so beside others that are not exact. So once the whole frame is still they all
     settle once more, and those that have stay exact until the last one has: after `TURNS` frames
     nothing is held back anywhere.
 
     Args:
       quiet: As of `quiet_frames`, `int32[S, h, w]`.
+      still: Whether nothing at all has changed for `settle` frames, `bool[S]`.
       settle: How many quiet frames are rest.
 
     Returns:
       The blocks to be computed exactly, `bool[S, h, w]`; and `quiet`, where those that have settled
-      are one above `settle`, two once the whole frame is at rest.
+      are one above `settle`, two once the whole frame is still.
 
-    >>> exact, quiet = settling(jnp.array([[[2, 2, 3, 0]], [[3, 2, 3, 4]]]), 2)
+    >>> quiet, still = jnp.array([[[2, 2, 3, 0]], [[3, 2, 3, 4]]]), jnp.array([False, True])
+    >>> exact, quiet = settling(quiet, still, 2)
     >>> exact.tolist()
     [[[True, False, False, False]], [[True, False, False, True]]]
     >>> quiet.tolist()
     [[[3, 2, 3, 0]], [[4, 2, 3, 4]]]
     """
-    still = jnp.all(quiet >= settle, axis=(1, 2), keepdims=True)
+    still = still[:, None, None]
     quiet = jnp.where(still, quiet, jnp.minimum(quiet, settle + 1))
-    due = (quiet == settle) | (still & (quiet == settle + 1))
+    due = (quiet == settle) | (still & (quiet <= settle + 1))
     before = jnp.cumsum(due.reshape(len(due), -1), axis=1).reshape(due.shape)
     chosen = due & (before <= -(-due[0].size // TURNS))
     quiet = jnp.where(chosen, settle + 1 + still, quiet)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from dynvid.errors import one_line
 from dynvid.incremental import explain, incremental
 from dynvid.models.driving import MULTIPLE, load_driving_networks
+from dynvid.models.flow_detection import FlowDetectionNetworks
+from dynvid.ops.difference import camera_changes, trusted_flow
 from dynvid.ops.early_exit import Measure
 from dynvid.ops.labels import LabelMap
 from dynvid.ops.letterbox import Letterbox
@@ -19,6 +21,7 @@ from dynvid.ops.regions import divide_frame
 from dynvid.ops.warp import Motion, resize_motion
 from dynvid.systems.dense import dense
 from dynvid.systems.dvsnet import DVSNetParams, DVSNetState, dvsnet
+from dynvid.systems.dvsnet.system import THRESHOLDS as POLICY_THRESHOLDS
 from dynvid.systems.dvsnet.system import Policy
 from dynvid.systems.dynamic_inference import dynamic_inference_stream
 from dynvid.systems.dynamic_inference.stream import Evidence
@@ -29,7 +32,8 @@ from dynvid.systems.flow_detection import (
     flow_detection,
     split_detector,
 )
-from dynvid.systems.flow_detection.system import KeyRule, Propagated
+from dynvid.systems.flow_detection.system import THRESHOLDS as KEY_THRESHOLDS
+from dynvid.systems.flow_detection.system import Aggregation, KeyRule, Propagated
 from dynvid.systems.ifmdc import Settings, calibrated_settings, ifmdc_network
 from dynvid.types import Frames, Output, Params, VideoFunction
 
@@ -99,6 +103,7 @@ class System:
       name: As the command line has it.
       summary: What it does, in one line.
       options: By name; those of `build`.
+      own: For options that stand for what others imply where they are null: that, of all options.
       build: `build(network, frames, **options) -> VideoFunction`: of a `Network` and of the video's
         first frames, uint8 `(S, H, W, 3)`, for systems that calibrate themselves or depend on
         their size. The function takes the network's parameters. It raises ValueError for what it
@@ -110,27 +115,34 @@ class System:
       clip: `clip(options)`, of systems that take a video as one clip: the frames, evenly spread
         over it, in the order in which they are to come; None where they come as they are.
       frame_by_frame: Whether its outputs can be compared with those of the network on each frame.
+      flow_guided: Whether it is for the shipped flow-guided detector where no network is given.
     """
 
     name: str
     summary: str
     options: Mapping[str, Option]
     build: Callable[..., VideoFunction]
+    own: Mapping[str, Callable[[Mapping[str, Any]], Any]] = dataclasses.field(default_factory=dict)
     calibration_frames: int = 1
     tasks: frozenset[str] | None = None
     kept: str = "pixels unchanged"
     score_unit: Callable[[Mapping[str, Any]], str] = lambda options: ""
     clip: Callable[[Mapping[str, Any]], tuple[int, ...] | None] = lambda options: None
     frame_by_frame: bool = True
+    flow_guided: bool = False
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options: those that are given, and the defaults of the others.
+
+        Where one is null that the others imply, it is what they imply.
 
         Raises:
           ValueError: An option is not known, or its value is not allowed.
 
         >>> SYSTEMS["incremental"].settings({"threshold": 20})["truncation"]
         0.5
+        >>> SYSTEMS["dvsnet"].settings({"policy": "flow_magnitude"})["threshold"]
+        2.0
         >>> SYSTEMS["incremental"].settings({"treshold": 20})
         Traceback (most recent call last):
         ...
@@ -142,7 +154,9 @@ class System:
         for name, value in given.items():
             if not self.options[name].allows(value):
                 raise ValueError(f"{name} must be {self.options[name].expected}; got {value!r}")
-        return {name: option.default for name, option in self.options.items()} | dict(given)
+        options = {name: option.default for name, option in self.options.items()} | dict(given)
+        implied = {name: of(options) for name, of in self.own.items() if options[name] is None}
+        return options | implied
 
 
 def _number(value: Any, *, most: float = math.inf) -> bool:
@@ -166,6 +180,22 @@ def choice_option(default: str, *others: str) -> Option:
     words = (default, *others)
     expected = ", ".join(map(repr, words[:-1])) + f" or {words[-1]!r}"
     return Option(default, expected, lambda value: value in words)
+
+
+def _frames_option(default: int | None) -> Option:
+    return Option(
+        default,
+        "a positive number of frames or null",
+        lambda value: value is None or _positive(value),
+    )
+
+
+def _share_option(default: float | None) -> Option:
+    return Option(
+        default,
+        "a share between 0 and 1 or null",
+        lambda value: value is None or _number(value, most=1),
+    )
 
 
 def _truncation_option(default: float) -> Option:
@@ -202,14 +232,23 @@ def _finite_or_none(value: Any) -> bool:
 
 
 _OVERLAP = 16  # pixels; the paper's 64 are for frames of 2048 x 1024
+# As measured on PETS and TUD-Stadtmitte with YOLOv5n, experiments/flow_detection: grey levels that
+# a motion may leave unexplained, positions around those that are updated too, and grey levels by
+# which a motion must explain a place better than none does.
+_UNEXPLAINED, _AROUND, _TRUST = 8.0, 1, 3.0
 _REFERENCE = ("last_used", "previous")
-_FRAMES_OR_NONE = Option(
-    None,
-    "a positive number of frames or null",
-    lambda value: value is None or _positive(value),
-)
 _CHANNELS = choice_option("any", "gray", "mean")
 _FLAG = "true or false"
+
+
+def incremental_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the system "incremental", as `dynvid.incremental` takes them.
+
+    >>> incremental_options({"changes": "pixels", "settle": 4})
+    {'changes': None, 'settle': 4}
+    """
+    rule = camera_changes() if options["changes"] == "camera" else None
+    return {**options, "changes": rule}
 
 
 def _incremental(network: Network, frames: Sequence[Frames], **options: Any) -> VideoFunction:
@@ -221,7 +260,7 @@ def _incremental(network: Network, frames: Sequence[Frames], **options: Any) -> 
                 "truncation must name layers of the network, which dynvid explain lists; got "
                 f"{', '.join(unknown)}"
             )
-    return incremental(network.on_frames, **options)
+    return incremental(network.on_frames, **incremental_options(options))
 
 
 def _dense(network: Network, frames: Sequence[Frames]) -> VideoFunction:
@@ -309,10 +348,9 @@ def _dvsnet(
             motion = motion._replace(scale=None)
         return resize_motion(motion, scores.shape[1:3])
 
-    usual = SYSTEMS["incremental"].settings({})
     inner = {
-        "threshold": usual["threshold"] if pixel_threshold is None else pixel_threshold,
-        "truncation": usual["truncation"] if truncation is None else truncation,
+        "threshold": 15 if pixel_threshold is None else pixel_threshold,
+        "truncation": 0.5 if truncation is None else truncation,
     }
     video = dvsnet(
         network.class_scores,
@@ -364,39 +402,90 @@ def _flow_detection(
     *,
     at: str | Sequence[str] | None,
     motion: str,
+    aggregate: Aggregation | None,
+    consistency_threshold: float | None,
+    margin: int | None,
     **options: Any,
 ) -> VideoFunction:
     """Flow-guided detection with any detector, cut in two, and nothing trained for it.
 
-    The motion is that of the shipped flow network, or none at all; what it leaves unexplained says
-    what is updated and when there is a key frame; features are compared as they are.
+    The motion is that of the shipped flow network where it explains more than none does, or none at
+    all; what it leaves unexplained says what is updated and when there is a key frame; features are
+    compared as they are. The shipped flow-guided detector has networks of its own for all that.
     """
+    parts: FlowDetectionNetworks | None = getattr(network, "flow_guided", None)
+    if parts is not None and at is None and motion == "network":
+        return _as_trained(
+            network, frames, parts, aggregate="recursive" if aggregate is None else aggregate,
+            consistency_threshold=consistency_threshold, margin=0 if margin is None else margin,
+            **options,
+        )  # fmt: skip
     frame_size = (frames[0].shape[1], frames[0].shape[2])
-    geometry = network.geometry(frame_size)
     multiple = math.lcm(MULTIPLE, network.multiple)
     image = jax.eval_shape(network.resize, frames[0][:1])
-    size = (-(-side // multiple) * multiple for side in image.shape[1:3])
+    size = [-(-side // multiple) * multiple for side in image.shape[1:3]]
     image = jax.ShapeDtypeStruct((1, *size, 3), image.dtype)
-    parts = split_detector(network.on_images, network.params, image, at=at)
+    cut = split_detector(network.on_images, network.params, image, at=at)
+    shapes = jax.tree.leaves(jax.eval_shape(cut.features, network.params, image))
+    finest = max(shapes, key=lambda x: x.shape[1] * x.shape[2]).shape
+    # Pixels that are compared, four at most a side: no larger than a position of the features.
+    block = next(n for n in (4, 2, 1) if n * finest[1] <= size[0] and n * finest[2] <= size[1])
     driving = load_driving_networks()
 
     def flow(params: Params, current: jax.Array, key: jax.Array) -> Motion:
         if motion == "none":
             return Motion(jnp.zeros((len(current), 1, 1, 2)))
-        return Motion(driving.flow(params, _unit(current), _unit(key)).flow)
+        found = driving.flow(params, _unit(current), _unit(key)).flow
+        return Motion(trusted_flow(current, key, found, margin=_TRUST, block=block))
 
     video = flow_detection(
-        parts.features,
-        parts.detect,
+        cut.features,
+        cut.detect,
         flow=flow,
         embed=lambda params, features: features,
         consistency="residual",
+        consistency_block=block,
+        consistency_threshold=_UNEXPLAINED
+        if consistency_threshold is None
+        else consistency_threshold,
+        margin=_AROUND if margin is None else margin,
+        aggregate="none" if aggregate is None else aggregate,
         multiple=multiple,
         **options,
     )
+    return _of_camera(
+        network, frame_size, video, lambda p: FlowDetectionParams(p, p, driving.params[1])
+    )
 
-    def together(params: Params) -> FlowDetectionParams:
-        return FlowDetectionParams(params, params, driving.params[1])
+
+def _as_trained(
+    network: Network, frames: Sequence[Frames], parts: FlowDetectionNetworks, **options: Any
+) -> VideoFunction:
+    """Flow-guided detection with all four networks, trained together."""
+    frame_size = (frames[0].shape[1], frames[0].shape[2])
+    image = jax.eval_shape(network.resize, frames[0][:1])
+    size = tuple(-(-side // network.multiple) * network.multiple for side in image.shape[1:3])
+    video = flow_detection(
+        lambda params, images: parts.features(params, _unit(images)),
+        lambda params, features: parts.detect(params, features, size),
+        flow=lambda params, *pair: parts.flow(params, *map(_unit, pair)),
+        embed=parts.embed,
+        multiple=network.multiple,
+        **options,
+    )
+    return _of_camera(
+        network, frame_size, video, lambda p: FlowDetectionParams(p[0], p[3], p[1], p[2])
+    )
+
+
+def _of_camera(
+    network: Network,
+    frame_size: tuple[int, int],
+    video: VideoFunction,
+    together: Callable[[Params], FlowDetectionParams],
+) -> VideoFunction:
+    """A flow-guided detector of a network's images as one of a camera's frames."""
+    geometry = network.geometry(frame_size)
 
     @jax.jit
     def init(params: Params, frames: Frames) -> tuple[FlowDetectionState, Output]:
@@ -515,22 +604,20 @@ SYSTEMS: dict[str, System] = {
             summary="recompute what a changed pixel reaches, in any network",
             build=_incremental,
             options={
-                "threshold": threshold_option(15),
+                "threshold": threshold_option(8),
                 "truncation": _truncation_option(0.5),
                 "reference": choice_option(*_REFERENCE),
                 "channels": _CHANNELS,
+                "changes": choice_option("camera", "pixels"),
                 "cell": Option(
                     None,
                     "a positive number of pixels or null",
                     lambda value: value is None or _positive(value),
                 ),
-                "break_even": Option(
-                    None,
-                    "a share between 0 and 1 or null",
-                    lambda value: value is None or _number(value, most=1),
-                ),
-                "settle": _FRAMES_OR_NONE,
-                "rotation": _FRAMES_OR_NONE,
+                "break_even": _share_option(None),
+                "settle": _frames_option(4),
+                "rotation": _frames_option(250),
+                "dense_above": _share_option(0.5),
             },
         ),
         System(
@@ -590,6 +677,7 @@ SYSTEMS: dict[str, System] = {
             tasks=frozenset({"segmentation"}),
             kept="regions warped",
             score_unit=lambda options: _SCORE_UNITS[options["policy"]],
+            own={"threshold": lambda options: POLICY_THRESHOLDS[options["policy"]]},
             options={
                 "policy": choice_option(*get_args(Policy)),
                 "threshold": Option(
@@ -623,11 +711,13 @@ SYSTEMS: dict[str, System] = {
         ),
         System(
             name="flow-detection",
+            flow_guided=True,
             summary="carry features along the motion, and renew them where it explains too little",
             build=_flow_detection,
             tasks=frozenset({"detection"}),
             kept="features carried",
             score_unit=lambda options: _KEY_UNITS[options["key"]],
+            own={"threshold": lambda options: KEY_THRESHOLDS[options["key"]]},
             options={
                 "at": Option(
                     None,
@@ -650,16 +740,32 @@ SYSTEMS: dict[str, System] = {
                     "null for its own",
                     lambda value: value is None or _number(value) or _number(-value, most=1),
                 ),
-                "aggregate": choice_option("none", "recursive"),
+                "aggregate": Option(
+                    None,
+                    "'none', 'recursive' or null for its own",
+                    lambda value: value in (None, "none", "recursive"),
+                ),
                 "spatial": Option(True, _FLAG, lambda value: isinstance(value, bool)),
                 "propagate": choice_option(*get_args(Propagated)),
-                "consistency_threshold": threshold_option(15),
+                "consistency_threshold": Option(
+                    None,
+                    "a number between -255 and 255, of grey levels or of the network's quality, or "
+                    "null for its own",
+                    lambda value: (
+                        value is None or _number(value, most=255) or _number(-value, most=255)
+                    ),
+                ),
                 "cut_threshold": Option(
                     None,
                     "a number between 0 and 255 grey levels or null",
                     lambda value: value is None or _number(value, most=255),
                 ),
-                "reach": choice_option("mask", "geometry"),
+                "margin": Option(
+                    None,
+                    "a number of positions of at least 0 or null for its own",
+                    lambda value: value is None or value == 0 or _positive(value),
+                ),
+                "reach": choice_option("cover", "mask", "geometry"),
             },
         ),
         System(

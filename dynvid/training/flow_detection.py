@@ -15,7 +15,11 @@ import numpy as np
 from flax import nnx
 
 from dynvid.models.flow_detection import FlowDetector
-from dynvid.models.flow_guided import FeatureNetwork, FlowQualityNetwork
+from dynvid.models.flow_guided import (
+    CorrelationFlowNetwork,
+    FeatureNetwork,
+    FlowQualityNetwork,
+)
 from dynvid.models.rfcn import ANCHOR_DEVIATIONS, RFCN, anchor_boxes, encode_boxes
 from dynvid.ops.aggregate import partial_update, recursive_aggregation
 from dynvid.ops.boxes import intersection_over_union
@@ -283,6 +287,7 @@ def detection_loss(
     anchors: int = 256,
     hard: int = 128,
     border: float = 0.0,
+    jittered: int = 0,
 ) -> jax.Array:
     """The loss of both heads, L_RPN + L_RCNN, the second on the proposals of the first.
 
@@ -298,6 +303,8 @@ def detection_loss(
       anchors: How many of an image count in L_RPN.
       hard: How many regions of an image count in L_RCNN.
       border: As of `anchor_targets`.
+      jittered: How many regions beside each true box are among the proposals too, moved by up to a
+        fifth of its sides: for a start, when few proposals show an object.
 
     Returns:
       A scalar.
@@ -311,12 +318,16 @@ def detection_loss(
         ratios=detector.ratios,
     )
     labels, targets = anchor_targets(references, truth, size, border=border)
-    chosen = sample_anchors(key, labels, batch=anchors)
+    keys = jax.random.split(key)
+    chosen = sample_anchors(keys[0], labels, batch=anchors)
     proposed = proposal_loss(logits, deltas, labels, targets, chosen)
 
     found = detector.propose(jax.lax.stop_gradient(first), size)
-    boxes = jnp.concatenate([found.boxes, truth.boxes], 1)
-    valid = jnp.concatenate([found.valid, truth.present], 1)
+    sides = jnp.tile(truth.boxes[..., 2:] - truth.boxes[..., :2], 2)
+    shape = (jittered, *sides.shape)
+    moved = truth.boxes + sides * jax.random.uniform(keys[1], shape, minval=-0.2, maxval=0.2)
+    boxes = jnp.concatenate([found.boxes, truth.boxes, *moved], 1)
+    valid = jnp.concatenate([found.valid, *[truth.present] * (1 + jittered)], 1)
     wanted, shifts = region_targets(boxes, valid, truth)
     scores, places = detector.head(second, boxes)
     return proposed + region_loss(scores, places, wanted, shifts, hard=hard)
@@ -442,7 +453,7 @@ def pair_loss(
 
 def consistency_loss(
     features: FeatureNetwork,
-    flow: FlowQualityNetwork,
+    flow: FlowQualityNetwork | CorrelationFlowNetwork,
     current: Frames,
     key: Frames,
     *,

@@ -141,6 +141,45 @@ def draw_boxes(
     return np.asarray(image)
 
 
+def draw_instances(
+    frame: np.ndarray,
+    masks: np.ndarray,
+    *,
+    classes: Sequence[int] | np.ndarray,
+    window: tuple[float, float, float, float],
+    opacity: float = 0.45,
+) -> np.ndarray:
+    """Tints each object in the colour of its class, as `draw_boxes` has it.
+
+    Args:
+      frame: `(H, W, 3)` uint8, RGB.
+      masks: `(N, h, w)` bool, where each object is, on a grid of its own.
+      classes: A class index for each.
+      window: Where in that grid the frame lies, (top, left, height, width).
+      opacity: Of the tint.
+
+    Returns:
+      A new `(H, W, 3)` uint8 frame.
+
+    >>> mask = np.array([[[True, False]]])
+    >>> draw_instances(
+    ...     np.zeros((1, 4, 3), np.uint8), mask, classes=[0], window=(0, 0, 1, 2), opacity=1.0
+    ... )[0, :, 0].tolist()
+    [230, 230, 0, 0]
+    """
+    height, width = frame.shape[:2]
+    top, left, tall, wide = window
+    rows = np.clip((top + (np.arange(height) + 0.5) * tall / height), 0, masks.shape[1] - 1)
+    columns = np.clip((left + (np.arange(width) + 0.5) * wide / width), 0, masks.shape[2] - 1)
+    rows, columns = rows.astype(int), columns.astype(int)
+    drawn = frame.astype(np.float32)
+    for mask, index in zip(masks, classes, strict=True):
+        inside = mask[rows][:, columns]
+        color = np.array(_PALETTE[int(index) % len(_PALETTE)], np.float32)
+        drawn[inside] += opacity * (color - drawn[inside])
+    return np.round(drawn).astype(np.uint8)
+
+
 def _draw_label(draw, text, box, color, taken, shape) -> None:
     """Writes a label above, below or inside its box: the first place that is free and in sight."""
     height, width = shape[:2]

@@ -6,12 +6,13 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import av
 import imageio.v3 as iio
 import numpy as np
-from av.error import FFmpegError
-from PIL import Image
+from av.error import ExitError, FFmpegError
+from PIL import Image, UnidentifiedImageError
 
 from dynvid.errors import UsageError, reason
 from dynvid.ops.letterbox import letterbox as letterbox_geometry
@@ -53,11 +54,11 @@ class VideoSource:
       length: How many frames it announces, None where it does not say; a live source never does.
 
     Raises:
-      VideoError: Nothing can be read from the source. While iterating: a frame has another size
-        than the first.
+      VideoError: Nothing can be read from the source.
 
     Warns:
-      VideoWarning: While iterating, a damaged or truncated source; what decodes is yielded.
+      VideoWarning: While iterating, a damaged or truncated source, or a frame of another size than
+        the first; what comes before is yielded.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +107,7 @@ class VideoSource:
         except StopIteration:
             raise VideoError(f"cannot read {self.name}: no frame in it can be decoded") from None
         self.size = self._first.shape[:2]
-        if self._images is not None:
+        if self._images is not None and len(self._images) > 1:
             self.length = len(self._images)
         if self.length is not None and max_frames is not None:
             self.length = min(self.length, max_frames)
@@ -130,6 +131,8 @@ class VideoSource:
         path = pathlib.Path(self.name)
         if not path.exists():
             raise VideoError(f"cannot read {self.name}: no such file or folder")
+        if path.is_fifo() or path.is_socket():
+            raise VideoError(f"cannot read {self.name}: it is a pipe, no file")
         if path.is_dir():
             self._images = sorted(
                 (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=_natural
@@ -151,10 +154,9 @@ class VideoSource:
                 if native is None:
                     native = frame.shape[:2]
                 elif frame.shape[:2] != native:
-                    raise VideoError(
-                        f"{self.name}: frame {index} is {_size(frame.shape)} "
-                        f"where those before are {_size(native)}"
-                    )
+                    what = f"frame {index} is {_size(frame.shape)} where those before are "
+                    self._warn(what + _size(native), index, self.length)
+                    return
                 if self._target is not None:
                     frame = resize_frame(frame, self._target, letterbox=self._letterbox)
                 yield frame
@@ -162,15 +164,26 @@ class VideoSource:
                     return
 
     def _read_images(self, paths: list[pathlib.Path]):
+        animated = []
         for index, path in enumerate(paths):
             try:
-                frame = _to_rgb(iio.imread(path, plugin="pillow", index=0, rotate=True))
+                with contextlib.closing(_pictures(path)) as pictures:  # type: ignore[arg-type]
+                    count = next(pictures)
+                    if len(paths) == 1:  # an animation is a video
+                        self.length = count
+                        yield from pictures
+                        return
+                    frame = next(pictures)
             except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on bad files
                 if index == 0:
-                    raise VideoError(f"cannot read {path}: {reason(error)}") from None
+                    raise VideoError(f"cannot read {path}: {_why_no_image(path, error)}") from None
                 self._warn(f"{path.name} cannot be read", index, len(paths))
                 return
+            animated += [path.name] if count > 1 else []
             yield frame
+        if animated:
+            text = f"{self.name}: of {', '.join(animated)} only the first picture is read"
+            warnings.warn(text, VideoWarning, stacklevel=2)
 
     def _read_video(self):
         container = self._open()
@@ -220,12 +233,20 @@ class VideoSource:
                 timeout=_LIVE_TIMEOUT if self._live else None,
             )
         except (FFmpegError, ValueError, OSError) as error:
-            raise VideoError(f"cannot read {self.name}: {reason(error)}") from None
+            raise VideoError(f"cannot read {self.name}: {self._why(error)}") from None
         # FFmpeg shows any text file as a terminal's screen; nobody means that.
         if not container.streams.video or container.format.name == "tty":
             container.close()
             raise VideoError(f"cannot read {self.name}: there is no video in it")
         return container
+
+    def _why(self, error: BaseException) -> str:
+        """What the system says of a source that cannot be opened, in a user's words."""
+        if self._camera is not None and isinstance(error, FileNotFoundError):
+            return f"there is no camera {self._camera} ({_camera_device(self._camera)[0]})"
+        if self._live and isinstance(error, ExitError):  # FFmpeg's word for its time-out
+            return f"no answer within {_LIVE_TIMEOUT:.0f} seconds"
+        return reason(error)
 
     def _warn(self, what: str, count: int, announced: int | None) -> None:
         of = f" of {announced}" if announced else ""
@@ -282,6 +303,24 @@ def _announced(container) -> tuple[int | None, int]:
     # Some containers only note how long they last, rounded, and sound may outlast the picture.
     rate = float(stream.average_rate)
     return max(1, round(container.duration / av.time_base * rate)), round(rate)
+
+
+def _pictures(path: pathlib.Path) -> Iterator[Any]:
+    """How many pictures an image file holds, then each of them: more than one in an animation."""
+    with iio.imopen(path, "r", plugin="pillow") as file:
+        with Image.open(path) as image:
+            count = getattr(image, "n_frames", 1)
+        yield count
+        for index in range(count):
+            yield _to_rgb(file.read(index=index, rotate=True))
+
+
+def _why_no_image(path: pathlib.Path, error: BaseException) -> str:
+    """Why an image cannot be read, without what the libraries call themselves."""
+    if path.is_file() and not path.stat().st_size:
+        return "it is empty"
+    unknown = isinstance(error, UnidentifiedImageError) or "plugin" in str(error)
+    return "it is no image that is known, or damaged" if unknown else reason(error)
 
 
 def _natural(path: pathlib.Path) -> list[tuple[int, int | str]]:

@@ -4,14 +4,16 @@ import dataclasses
 import importlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynvid.types import Frames, Output, Params
+from dynvid.errors import one_line
+from dynvid.types import Frames, Limits, Output, Params
+from dynvid.weights.onnx_check import check_graph, output_numbers
 from dynvid.weights.onnx_operators import (
     HWIO,
     NHWC,
@@ -19,22 +21,40 @@ from dynvid.weights.onnx_operators import (
     Node,
     Tensor,
     Value,
+    as_tensor,
     transposed_kernel,
 )
 
-_WEIGHTED = {"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "InstanceNormalization",
-             "MatMul", "PRelu"}  # fmt: skip
+_WEIGHTED = {"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "GroupNormalization",
+             "InstanceNormalization", "LayerNormalization", "MatMul", "PRelu"}  # fmt: skip
 """Operators whose constants are weights however small; elsewhere a scalar is a literal."""
 
 _STRUCTURAL = {
-    "Clip": 1, "ConstantOfShape": 0, "Dropout": 1, "Expand": 1, "Pad": 1, "Range": 0, "Reshape": 1,
-    "Resize": 1, "Slice": 1, "Split": 1, "Squeeze": 1, "Tile": 1, "Unsqueeze": 1, "Upsample": 1,
+    "Clip": 1, "ConstantOfShape": 0, "CumSum": 1, "Dropout": 1, "Expand": 1,
+    "OneHot": 1, "Pad": 1, "Range": 0, "Reshape": 1,
+    "Resize": 1, "Slice": 1, "Split": 1, "Squeeze": 1, "Tile": 1, "TopK": 1,
+    "Unsqueeze": 1, "Upsample": 1,
     "ReduceL2": 1, "ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "ReduceProd": 1, "ReduceSum": 1,
 }  # fmt: skip
 """The first input of each operator that must be constant, as all after it must be."""
 
+_FOLDED = frozenset({
+    "Abs", "Add", "And", "ArgMax", "ArgMin", "Cast", "Ceil", "Clip", "Concat", "Constant",
+    "ConstantOfShape", "Cos", "CumSum", "DequantizeLinear", "Div", "Equal", "Exp", "Expand",
+    "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual",
+    "Identity", "Less", "LessOrEqual", "Log", "Max", "Min", "Mod", "Mul", "Neg", "NonZero", "Not",
+    "OneHot", "Or", "Pad", "Pow", "QuantizeLinear", "Range", "Reciprocal", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round", "ScatterND", "Shape",
+    "Sigmoid", "Sign", "Sin", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh",
+    "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
+})  # fmt: skip
+"""Operators that are computed ahead where all they read is constant: each in one pass over what it
+reads and makes, so that their size says what they cost."""
 
-def load_onnx(path: str | os.PathLike[str]) -> tuple["OnnxFunction", Params]:
+
+def load_onnx(
+    path: str | os.PathLike[str], *, limits: Limits | None = None
+) -> tuple["OnnxFunction", Params]:
     """An ONNX vision model as a function of frames and its weights.
 
     Activations are carried channels-last, kernels are converted to HWIO once, constants are folded
@@ -43,6 +63,8 @@ def load_onnx(path: str | os.PathLike[str]) -> tuple["OnnxFunction", Params]:
 
     Args:
       path: The `.onnx` file; tensors stored beside it (external data) are read too.
+      limits: How large the graph may be, and what folding its constants may make of it; the usual
+        ones where None.
 
     Returns:
       `(fn, params)`: `fn(params, frames)` takes frames `(S, H, W, C)`, floating, in the unit
@@ -53,8 +75,9 @@ def load_onnx(path: str | os.PathLike[str]) -> tuple["OnnxFunction", Params]:
     Raises:
       FileNotFoundError: There is no such file.
       ImportError: The package `onnx` is missing (`pip install "dynvid[onnx]"`).
-      ValueError: The file is not a complete ONNX model; it has operators that are not supported
-        (all of them are named); it does not take exactly one input.
+      ValueError: The file is not a complete ONNX model, or no graph at all (cycles, names that
+        nothing makes); it has operators that are not supported (all of them are named); it does not
+        take exactly one input; it is beyond the limits.
 
     Approximate because sums are taken in another order than by other runtimes, and 64-bit numbers
     become 32-bit.
@@ -62,42 +85,75 @@ def load_onnx(path: str | os.PathLike[str]) -> tuple["OnnxFunction", Params]:
     >>> fn, params = load_onnx("detector.onnx")  # doctest: +SKIP
     >>> outputs = jax.jit(fn)(params, frames)  # doctest: +SKIP
     """
+    limits = limits or Limits()
     onnx = _import_onnx()
-    model = _read(onnx, path)
+    model = _read(onnx, path, limits)
+    try:
+        return _function(onnx, model, os.fspath(path), limits)
+    except _Refused as error:
+        raise ValueError(f"{path}: {error}") from error.__cause__
+    except Exception as error:
+        # Whatever a damaged or hostile graph makes of the reader, the caller gets one line.
+        raise ValueError(f"{path}: not a graph that can be read ({one_line(error)})") from error
+
+
+class _Refused(Exception):  # noqa: N818  (what is wrong with the file, in words)
+    """A graph that cannot be a function of frames."""
+
+
+def _function(onnx: Any, model: Any, name: str, limits: Limits) -> tuple["OnnxFunction", Params]:
+    """The function of a graph that was checked."""
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     graph = model.graph
     nodes = [_node(onnx, proto, opset) for proto in graph.node]
-    unknown = sorted({node.op for node in nodes} - set(OPERATORS))
-    if unknown:
-        raise ValueError(f"{path}: operators that are not supported: {', '.join(unknown)}")
     constants = {i.name: _array(onnx, i) for i in graph.initializer}
-    sources = [i for i in graph.input if i.name not in constants]
-    if len(sources) != 1:
-        names = ", ".join(i.name for i in sources) or "none"
-        raise ValueError(f"{path}: the graph must have one input, the frames; got {names}")
-    evaluate = _Evaluator(onnx, model.ir_version, opset)
-    nodes = _fold_constants(nodes, constants, evaluate)
+    source = _frames_input(graph, constants)
+    evaluate = _Evaluator(onnx, model.ir_version, opset, limits)
     outputs = tuple(o.name for o in graph.output)
+    nodes = _needed(nodes, outputs)
+    nodes = _fold_constants(nodes, constants, evaluate)
     nodes = _fold_batch_normalization(nodes, constants, outputs)
     nodes = _flip_transposed_kernels(nodes, constants)
     nodes = _needed(nodes, outputs)
     params, orders, statics = _split_weights(nodes, constants, outputs)
-    source = sources[0]
     function = OnnxFunction(
-        name=os.fspath(path),
+        name=name,
         nodes=tuple(nodes),
         statics=statics,
         orders=orders,
         source=source.name,
         shape=tuple(
-            d.dim_value if d.HasField("dim_value") else None
+            d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
             for d in source.type.tensor_type.shape.dim
         ),
-        dtype=np.dtype(onnx.helper.tensor_dtype_to_np_dtype(source.type.tensor_type.elem_type)),
+        dtype=_input_dtype(onnx, source),
         outputs=outputs,
         evaluate=evaluate,
+        metadata={item.key: item.value for item in model.metadata_props},
     )
     return function, {name: jnp.asarray(array) for name, array in params.items()}
+
+
+def _frames_input(graph: Any, constants: Mapping[str, np.ndarray]) -> Any:
+    """The one input that is no constant."""
+    sources = [i for i in graph.input if i.name not in constants]
+    if len(sources) != 1:
+        names = ", ".join(i.name for i in sources) or "none"
+        raise _Refused(f"the graph must have one input, the frames; got {names}")
+    if not sources[0].type.tensor_type.HasField("shape"):
+        raise _Refused(f"its input {sources[0].name} has no shape")
+    return sources[0]
+
+
+def _input_dtype(onnx: Any, source: Any) -> np.dtype:
+    kind = source.type.tensor_type.elem_type
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+    except KeyError:
+        dtype = np.dtype(object)
+    if not (np.issubdtype(dtype, np.number) or dtype.name == "bfloat16"):
+        raise _Refused(f"its input {source.name} has elements of type {kind}, which is no number")
+    return dtype
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,6 +170,7 @@ class OnnxFunction:
       statics: Constants that stay NumPy arrays while tracing.
       orders: In which order of axes each weight is stored.
       evaluate: Computes one node on NumPy arrays (shape arithmetic).
+      metadata: What the exporter says of the network.
     """
 
     name: str
@@ -125,6 +182,7 @@ class OnnxFunction:
     dtype: np.dtype
     outputs: tuple[str, ...]
     evaluate: "_Evaluator"
+    metadata: dict[str, str]
 
     @property
     def channels_first(self) -> bool:
@@ -168,10 +226,14 @@ class OnnxFunction:
             ]
             try:
                 results = self._apply(node, inputs, dependent, streams)
-            except (TypeError, ValueError, IndexError) as error:
+            except _MixesStreams:
+                raise
+            except Exception as error:  # whatever attributes that make no sense lead to
                 if streams:
                     raise _MixesStreams from error
-                raise ValueError(f"{self.name}: node {node.name!r} ({node.op}): {error}") from error
+                raise ValueError(
+                    f"{self.name}: node {node.name!r} ({node.op}): {one_line(error)}"
+                ) from error
             values.update(zip(node.outputs, results, strict=False))
         found = {name: _plain(values[name]) for name in self.outputs}
         return found if len(found) > 1 else found[self.outputs[0]]
@@ -180,7 +242,14 @@ class OnnxFunction:
         self, node: Node, inputs: list[Value | None], dependent: list[Tensor], streams: int
     ) -> Sequence[Value]:
         if not any(isinstance(value, Tensor) for value in inputs):
-            return self.evaluate(node, inputs)
+            if node.op in _FOLDED:
+                return self.evaluate(node, inputs)
+            count = _STRUCTURAL.get(node.op, len(inputs))
+            inputs = [
+                as_tensor(value) if value is not None and k < count else value
+                for k, value in enumerate(inputs)
+            ]
+            streams = 0
         if streams and _mixes_streams(node, inputs, dependent):
             raise _MixesStreams
         if streams and node.op == "Reshape":
@@ -231,8 +300,17 @@ def _mixes_streams(node: Node, inputs: list[Value | None], dependent: list[Tenso
         return axes is None or 0 in np.asarray(axes) % rank
     if node.op == "Transpose":
         return node.get("perm", [rank - 1])[0] != 0
-    if node.op == "Gather":
+    if node.op in ("Gather", "GatherElements"):
         return node.get("axis", 0) % rank == 0
+    if node.op == "TopK":
+        return node.get("axis", -1) % rank == 0
+    if node.op == "CumSum":
+        return int(np.asarray(inputs[1]).reshape(-1)[0]) % rank == 0
+    if node.op in ("GatherND", "ScatterND"):
+        return True
+    if node.op == "Einsum":
+        terms = node.get("equation").decode().replace(" ", "").replace("->", ",").split(",")
+        return len({term[:1] for term in terms}) > 1 or "." in terms[0]
     if node.op == "Gemm":
         return bool(node.get("transA", 0))
     return any(value.ndim != rank for value in dependent)
@@ -251,15 +329,24 @@ def _import_onnx() -> Any:
         ) from error
 
 
-def _read(onnx: Any, path: str | os.PathLike[str]) -> Any:
+def _read(onnx: Any, path: str | os.PathLike[str], limits: Limits) -> Any:
     with open(path, "rb"):
         pass  # the plain errors for a missing file, a folder, a file that may not be read
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own errors differ from version to version
-        raise ValueError(f"{path}: not a complete ONNX model ({error})") from error
+        raise ValueError(f"{path}: not a complete ONNX model ({one_line(error)})") from error
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise ValueError(f"{path}: not a complete ONNX model (no graph, output or operator set)")
+    if unknown := sorted({_operator(node) for node in model.graph.node} - set(OPERATORS)):
+        raise ValueError(f"{path}: operators that are not supported: {', '.join(unknown)}")
+    try:
+        check_graph(onnx, model, limits)
+        onnx.external_data_helper.load_external_data_for_model(model, os.path.dirname(path) or ".")
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: its tensors are not beside it ({error})") from error
+    except Exception as error:
+        raise ValueError(f"{path}: not a graph that can be read ({one_line(error)})") from error
     return model
 
 
@@ -268,18 +355,26 @@ def _array(onnx: Any, tensor: Any) -> np.ndarray:
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
+def _operator(proto: Any) -> str:
+    return proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
+
+
 def _node(onnx: Any, proto: Any, opset: int) -> Node:
-    op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
+    op = _operator(proto)
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
     name = proto.name or next(iter(proto.output), op)
     return Node(op, name, tuple(proto.input), tuple(proto.output), attributes, opset)
 
 
 class _Evaluator:
-    """Computes a node on NumPy arrays, by ONNX's own reference implementation."""
+    """Computes a node on NumPy arrays, by ONNX's own reference implementation.
 
-    def __init__(self, onnx: Any, ir_version: int, opset: int):
+    What all its calls make together is limited.
+    """
+
+    def __init__(self, onnx: Any, ir_version: int, opset: int, limits: Limits):
         self._onnx, self._ir_version, self._opset = onnx, ir_version, opset
+        self._most, self._left = limits.constants, limits.constants
         self._reference = importlib.import_module("onnx.reference").ReferenceEvaluator
 
     def __call__(self, node: Node, inputs: list[Any]) -> tuple[np.ndarray, ...]:
@@ -288,6 +383,13 @@ class _Evaluator:
             if value is not None:
                 given[name] = value
         proto = helper.make_node(node.op, node.inputs, node.outputs, node.name, **node.attributes)
+        count = output_numbers(self._onnx, node, proto, given, ir_version=self._ir_version)
+        self._left -= count
+        if self._left < 0:
+            raise ValueError(
+                f"node {node.name!r} ({node.op}) would make {count:,} numbers of constants, where "
+                f"{self._most:,} in all are the limit"
+            )
         infos = [
             helper.make_tensor_value_info(
                 name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
@@ -311,7 +413,7 @@ def _fold_constants(
 ) -> list[Node]:
     kept = []
     for node in nodes:
-        if all(name in constants for name in node.inputs if name):
+        if node.op in _FOLDED and all(name in constants for name in node.inputs if name):
             inputs = [constants.get(name) for name in node.inputs]
             constants.update(zip(node.outputs, evaluate(node, inputs), strict=True))
         else:

@@ -33,6 +33,7 @@ def main(
     options: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")] = (),
     target: float | None = None,
     label: str | None = None,
+    beside: tuple[str, ...] = (),
     time_every: int = 5,
     out: pathlib.Path = HERE,
     cache: pathlib.Path = CACHE,
@@ -61,6 +62,7 @@ def main(
       target: Tune threshold and truncation for this agreement on the first 40 frames of each clip,
         and judge on those after them.
       label: What these settings are called; by default what --set and --target say.
+      beside: Labels of earlier runs of the same cases, to be drawn hollow.
       time_every: Time dense inference on every so many frames; 0 for never.
       out: Where figures and pictures go.
       cache: Where detections are kept.
@@ -119,7 +121,9 @@ def main(
     chosen = [runs[key] for key in keys]
     text = table(chosen)
     (out / "table.md").write_text(text)
-    plot(chosen, out / "cameras.png")
+    others = [f"{other}: {case.key}" for other in beside for case in cases]
+    others = [runs[key] for key in others if key in runs]
+    plot(chosen, out / "cameras.png", beside=others)
     console.print(text, markup=False, soft_wrap=True)
     console.print_json(data=totals(chosen))
 

@@ -18,10 +18,7 @@ SCORE = 0.3
 """The least score of a detection that is compared, as in `dynvid run`."""
 
 SURE = 0.45
-"""From this score on a detection is sure."""
-
-FAINT = 0.1
-"""A sure detection is an error where the other side has nothing of this score there."""
+"""From this score on a detection is sure, and an error where the other side has none there."""
 
 WINDOW = 100
 """Frames of a window."""
@@ -70,7 +67,7 @@ def agree(dense: Detections, found: Detections, *, start: int = 1) -> Agreement:
     """Compares detections frame by frame.
 
     Args:
-      dense: `(frames, K)`, best first, down to a score of `FAINT`.
+      dense: `(frames, K)`, best first, down to a score of `SCORE`.
       found: Likewise.
       start: The first frame that counts; frame 0 both compute alike.
     """
@@ -119,7 +116,7 @@ def _overlap(boxes: jax.Array, others: jax.Array) -> jax.Array:
 
 def _missing(there: Detections, elsewhere: Detections) -> np.ndarray:
     """Which sure detections the other side has not, of whatever class: `bool[frames, n]`."""
-    sure, any_ = at_least(there, SURE), at_least(elsewhere, FAINT)
+    sure, any_ = at_least(there, SURE), at_least(elsewhere, SCORE)
     overlap = np.asarray(_overlap(sure.boxes, any_.boxes))
     seen = np.any((overlap >= 0.5) & any_.valid[:, None, :], -1)
     return sure.valid & ~seen

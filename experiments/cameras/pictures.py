@@ -63,15 +63,22 @@ def _mean(runs: list[Run], key: str) -> float:
     return round(float(np.mean([run[key] for run in runs])), 4)
 
 
-def plot(runs: list[Run], path: pathlib.Path) -> None:
-    """F1 against arithmetic, a panel a camera, the ceiling beside."""
+def plot(runs: list[Run], path: pathlib.Path, *, beside: list[Run]) -> None:
+    """F1 against arithmetic, a panel a camera, with the ceiling.
+
+    Args:
+      runs: To be drawn full.
+      path: The picture.
+      beside: Of other settings, to be drawn hollow.
+    """
     cameras = list(dict.fromkeys(run["camera"] for run in runs))
     columns = min(4, len(cameras))
     rows = -(-len(cameras) // columns)
     figure = Figure(figsize=(3.2 * columns + 0.6, 2.9 * rows + 0.8), layout="constrained")
     panels = np.ravel(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False))
-    lowest = min(min(run["f1"], run["ceiling"]["f1"]) for run in runs)
-    widest = max(run["mac_fraction"] for run in runs)
+    every = [*runs, *beside]
+    lowest = min(min(run["f1"], run["ceiling"]["f1"]) for run in every)
+    widest = max(run["mac_fraction"] for run in every)
     for panel, camera in zip(panels, cameras, strict=False):
         for run in (run for run in runs if run["camera"] == camera):
             color, ceiling = _COLORS[run["model"]], run["ceiling"]["f1"]
@@ -80,6 +87,9 @@ def plot(runs: list[Run], path: pathlib.Path) -> None:
             panel.plot(across, ceiling, "_", color=color, markersize=9, markeredgewidth=1.5)
             marker = _MARKERS[run["disturbance"]]
             panel.plot(across, run["f1"], marker, color=color, markersize=5)
+        for run in (run for run in beside if run["camera"] == camera):
+            color, marker = _COLORS[run["model"]], _MARKERS[run["disturbance"]]
+            panel.plot(run["mac_fraction"], run["f1"], marker, color=color, mfc="none")
         panel.set_title(camera, fontsize=10)
         panel.grid(alpha=0.3, linewidth=0.6)
     for panel in panels[len(cameras) :]:

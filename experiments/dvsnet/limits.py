@@ -99,3 +99,55 @@ def on_clips(subject: Subject) -> dict[int, dict[str, float]]:
                 yield one(clip.frames[t], clip.frames[t - gap], clip.labels[t])
 
     return {gap: _summed(pairs(gap)) for gap in GAPS}
+
+
+def unexplained(
+    subject: Subject, *, thresholds: tuple[float, ...] = (10.0, 20.0, 40.0)
+) -> dict[int, dict[str, Any]]:
+    """Warping, if what the motion does not explain could be segmented anew and nothing else.
+
+    A position of the motion's grid is unexplained where the current image and the warped key image
+    differ by more than so many grey levels there or in the 24 around it. What is segmented anew is
+    taken from the segmentation of the whole frame: no network that runs on those pixels alone can
+    be better, or cost less than their share.
+    """
+    size = (subject.clips[0].frames.shape[2], subject.clips[0].frames.shape[3])
+    params = subject.params
+
+    @jax.jit
+    def one(current: jax.Array, key: jax.Array, truth: jax.Array) -> Any:
+        now, kept = (subject.segment(params.segmentation, x) for x in (current, key))
+        motion = subject.flow(params.flow, current, key)
+        segmented, moved = (
+            best_classes(x, size)[0] for x in (now, warp_by(kept, motion, border="edge"))
+        )
+        grid = motion.flow.shape[1:3]
+        images = (
+            jax.image.resize(x.astype(jnp.float32), (1, *grid, 3), "linear", antialias=True)
+            for x in (current, key)
+        )
+        image, before = images
+        off = jnp.mean(jnp.abs(image - warp(before, motion.flow, border="edge")), -1, keepdims=True)
+        off = jax.lax.reduce_window(off, -jnp.inf, jax.lax.max, (1, 5, 5, 1), (1, 1, 1, 1), "SAME")
+        labels, shares = {"segmented": segmented, "warped": moved}, {}
+        for threshold in thresholds:
+            anew = jax.image.resize(off > threshold, (1, *size, 1), "nearest")[..., 0]
+            name = f"above {threshold:g} anew"
+            labels[name], shares[name] = jnp.where(anew, segmented, moved), jnp.mean(anew)
+        tables = {
+            name: confusion_matrix(truth, found, classes=subject.classes)
+            for name, found in labels.items()
+        }
+        return tables, shares
+
+    results = {}
+    for gap in GAPS:
+        found = [
+            jax.device_get(one(clip.frames[t], clip.frames[t - gap], clip.labels[t]))
+            for clip in subject.clips
+            for t in range(gap, len(clip.frames))
+        ]
+        tables, shares = zip(*found, strict=True)
+        mean = jax.tree.map(lambda *x: float(np.mean(x)), *shares)
+        results[gap] = {"points lost": _summed(tables), "share anew": mean}
+    return results

@@ -4,16 +4,10 @@ python -m experiments.dvsnet.tables
 """
 
 import pathlib
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from experiments.bench.results import read_json
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+from experiments.bench.tables import table
 
 
 def _quality(row: dict[str, Any]) -> list[str]:
@@ -67,6 +61,12 @@ def main(results: dict[str, Any]) -> str:
             f"{found['pairs']} regions; always the mean: {found['error_of_the_mean_percent']:.2f}%",
             table(["frames apart", "mean absolute error, %"], rows),
         ]
+    for subject, found in results.get("two_numbers", {}).items():
+        parts_judged = list(next(iter(found.values())))
+        rows = [
+            [name, *(f"{row[part]:.2f}" for part in parts_judged)] for name, row in found.items()
+        ]
+        parts += [f"two numbers, {subject}", table(["error, %", *parts_judged], rows)]
     for subject, found in results.get("bounds", {}).items():
         ways = [name for name in next(iter(found.values())) if name != "segmented"]
         rows = [
@@ -75,6 +75,19 @@ def main(results: dict[str, Any]) -> str:
         ]
         head = ["frames apart", "mIoU segmented", *(f"lost, {way}" for way in ways)]
         parts += [f"bounds, {subject}", table(head, rows)]
+    for subject, found in results.get("unexplained", {}).items():
+        ways = [way for way in next(iter(found.values()))["points lost"] if way != "segmented"]
+        rows = [
+            [gap]
+            + [
+                f"{row['points lost'][way]:.1f}"
+                + (f" ({100 * row['share anew'][way]:.0f}%)" if way in row["share anew"] else "")
+                for way in ways
+            ]
+            for gap, row in found.items()
+        ]
+        head = ["frames apart", *(f"lost, {way}" for way in ways)]
+        parts += [f"unexplained, {subject}", table(head, rows)]
     for subject, found in results.get("table3", {}).items():
         rows = [
             [

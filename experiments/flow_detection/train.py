@@ -1,17 +1,20 @@
-"""Trains the small networks of flow-guided detection on synthetic videos.
+"""Trains the networks that `dynvid run --system flow-detection` runs, on synthetic videos.
 
     uv run --extra train python -m experiments.flow_detection.train
 
 The flow network on true motion; features on crops of objects, for want of ImageNet; features and
 detector on single frames, with batch normalisation that learns; the quality branch on how far
-warped features are from computed ones; then everything together on pairs as Zhu et al. (2018), 3.4.
+warped features are from computed ones; then everything together on pairs as Zhu et al. (2018), 3.4,
+and the quality branch once more.
 A training that was killed goes on where it was with `--checkpoints FOLDER`. See README.md for the
 time it took and what it reached.
 """
 
+import concurrent.futures
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import time
 from typing import Any, Literal
@@ -30,18 +33,17 @@ from dynvid.metrics.imagenet_vid import vid_average_precision
 from dynvid.models.driving import named_leaves
 from dynvid.models.flow_detection import (
     CLASS_NAMES,
+    STRIDE,
     FlowDetector,
     detection_networks,
     small_flow_detector,
 )
-from dynvid.models.flow_guided import centred_frames
+from dynvid.models.resnet import start_as_shortcuts
 from dynvid.ops.aggregate import recursive_aggregation
 from dynvid.ops.boxes import Detections
 from dynvid.ops.schedule import update_mask
 from dynvid.ops.warp import warp
 from dynvid.training.checkpoints import Checkpoints
-from dynvid.training.convolution import trainable_convolutions
-from dynvid.training.dvsnet import endpoint_loss
 from dynvid.training.flow_detection import (
     DetectionPairs,
     DetectionTruth,
@@ -58,15 +60,16 @@ from dynvid.training.loop import fit
 from experiments.bench import console
 from experiments.bench.results import machine, read_json, write_json
 
-WEIGHTS = pathlib.Path("runs/flow_detection/networks.npz")
+WEIGHTS = pathlib.Path(__file__).parents[2] / "dynvid/models/data/flow_detection.npz"
 RESULTS = pathlib.Path(__file__).parent / "results.json"
 SIZE = (256, 256)
 CROP, CROPS = 80, 64  # pixels each way, and how many in a batch
+FRAMES, PAIRS = 8, 16  # in a batch of single frames, and of pairs for the flow network
 COARSE = 8  # pixels per position of the true motion that is kept
 # Of 128 and 256 in the papers, for 300 proposals of larger images.
 LOSSES: dict[str, Any] = {"anchors": 64, "hard": 24, "border": float("inf")}
 # At first all regions count: the hardest are those that blur has taken the pattern from.
-FRAME_LOSSES = LOSSES | {"hard": 40}
+FRAME_LOSSES = LOSSES | {"hard": 48, "jittered": 3}
 ORDERS = np.array(list(itertools.permutations(range(3))))
 
 
@@ -74,13 +77,13 @@ ORDERS = np.array(list(itertools.permutations(range(3))))
 class Config:
     """How to train."""
 
-    pairs: int = 1200  # of frames, each of a scene of its own; drawn first
-    held_out: int = 192  # more pairs, to judge by
-    flow_steps: int = 2500
-    classification_steps: int = 1000
-    detection_steps: int = 700
-    consistency_steps: int = 60
-    joint_steps: int = 150
+    pairs: int = 3600  # of frames, each of a scene of its own; drawn first
+    held_out: int = 256  # more pairs, to judge by
+    flow_steps: int = 2400
+    classification_steps: int = 300
+    detection_steps: int = 2400
+    consistency_steps: int = 250
+    joint_steps: int = 450
     penalty_weight: float = 2.0  # lambda
     penalty: Literal["mean", "sum"] = "mean"
     seed: int = 0
@@ -114,11 +117,28 @@ def draw(key: jax.Array, count: int, *, chunk: int = 16) -> dict[str, jax.Array]
             "gap": pairs.gap,
         }
 
-    parts = [
-        jax.tree.map(np.asarray, some(jax.random.fold_in(key, i)))
-        for i in track(range(-(-count // chunk)), "drawing", console=console, transient=True)
-    ]
+    chunks = range(-(-count // chunk))
+    # Drawing keeps one core busy: some chunks at a time, of no more memory than they need.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        drawn = pool.map(
+            lambda i: jax.tree.map(np.asarray, some(jax.random.fold_in(key, i))), chunks
+        )
+        parts = list(track(drawn, "drawing", len(chunks), console=console, transient=True))
     return jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)[:count]), *parts)
+
+
+def drawn(config: Config, name: str, key: jax.Array, count: int) -> dict[str, jax.Array]:
+    """What `draw` draws, from the folder of the checkpoints where it lies there."""
+    if config.checkpoints is None:
+        return draw(key, count)
+    path = config.checkpoints / f"{name}.npz"
+    if not path.exists():
+        arrays: Any = draw(key, count)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part_file(path) as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    with np.load(path) as arrays:
+        return {name: jnp.asarray(array) for name, array in arrays.items()}
 
 
 def batch_of(key: jax.Array, data: dict[str, jax.Array], count: int) -> dict[str, jax.Array]:
@@ -192,10 +212,19 @@ def train_stage(
     put_back(module, state)
 
 
+def on_features(motion: jax.Array) -> jax.Array:
+    """The mean motion at each position of the features, in positions."""
+    pairs, height, width = motion.shape[:3]
+    fold = STRIDE // COARSE
+    blocks = motion.reshape(pairs, height // fold, fold, width // fold, fold, 2)
+    return jnp.mean(blocks, (2, 4), dtype=jnp.float32) / STRIDE
+
+
 def flow_loss(flow: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.Array:
-    some = batch_of(key, data, 16)
-    pair = (centred_frames(some["frames"][:, i]) / 255 for i in (1, 0))
-    return endpoint_loss(flow.flownet(*pair).predictions, some["motion"])
+    some = batch_of(key, data, PAIRS)
+    motion, _ = flow(some["frames"][:, 1], some["frames"][:, 0])
+    missed = motion.flow - on_features(some["motion"])
+    return jnp.mean(jnp.sqrt(jnp.sum(missed**2, -1) + 1e-6))
 
 
 def crop_loss(networks: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.Array:
@@ -220,15 +249,12 @@ def crop_loss(networks: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.
 
 
 def frame_loss(networks: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.Array:
-    keys = jax.random.split(key)
-    some = batch_of(keys[0], data, 4)
-    frames, boxes, classes, present = (
-        some[name].reshape(-1, *some[name].shape[2:])
-        for name in ("frames", "boxes", "classes", "present")
-    )
-    features = networks["features"](frames)
-    truth = DetectionTruth(boxes, classes, present)
-    return detection_loss(networks["detector"], features, truth, SIZE, keys[1], **FRAME_LOSSES)
+    keys = jax.random.split(key, 3)
+    some = batch_of(keys[0], data, FRAMES)
+    which = jnp.arange(FRAMES), jax.random.randint(keys[1], (FRAMES,), 0, 2)
+    features = networks["features"](some["frames"][which])
+    truth = DetectionTruth(*(some[name][which] for name in ("boxes", "classes", "present")))
+    return detection_loss(networks["detector"], features, truth, SIZE, keys[2], **FRAME_LOSSES)
 
 
 def judge(network: FlowDetector, data: dict[str, jax.Array], *, chunk: int = 8) -> dict[str, Any]:
@@ -275,11 +301,9 @@ def judge(network: FlowDetector, data: dict[str, jax.Array], *, chunk: int = 8) 
         )  # fmt: skip
         return round(100 * float(jnp.nanmean(value)), 2)
 
-    truth = np.asarray(data["motion"], np.float32)
-    truth = truth.reshape(len(truth), truth.shape[1] // 2, 2, truth.shape[2] // 2, 2, 2)
-    truth = truth.mean((2, 4))
-    error = np.linalg.norm(16 * flow - truth, axis=-1).mean((1, 2))
-    still = np.linalg.norm(truth, axis=-1).mean((1, 2))
+    truth = STRIDE * np.asarray(on_features(data["motion"]))
+    error = np.linalg.norm(STRIDE * flow - truth, axis=-1)
+    still = np.linalg.norm(truth, axis=-1)
     groups = {
         "all": gap >= 0,
         "gap 0": gap == 0,
@@ -292,6 +316,11 @@ def judge(network: FlowDetector, data: dict[str, jax.Array], *, chunk: int = 8) 
             "map": {kind: precision(detections, those) for kind, detections in found.items()},
             "mean_motion_pixels": round(float(still[those].mean()), 2),
             "endpoint_error_pixels": round(float(error[those].mean()), 2),
+            "endpoint_error_by_motion": {
+                f"{low} to {high} pixels": round(float(error[those][moved].mean()), 2)
+                for low, high in itertools.pairwise((0, 4, 12, 24, 99))
+                if (moved := (still[those] >= low) & (still[those] < high)).any()
+            },
             "mean_update": round(float(update[those].mean()), 3),
         }
         for name, those in groups.items()
@@ -300,22 +329,33 @@ def judge(network: FlowDetector, data: dict[str, jax.Array], *, chunk: int = 8) 
 
 def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
     """The whole recipe; returns the networks and what there is to say of them."""
-    seconds: dict[str, float] = {}
     judged: dict[str, Any] = {}
+    # By stage, of the clock and of all processors; those before a resumption count.
+    kept = None if config.checkpoints is None else config.checkpoints / "seconds.json"
+    seconds: dict[str, list[float]] = {} if kept is None else read_json(kept)
 
     def timed(name: str, what: Any) -> Any:
-        started = time.perf_counter()
+        started = time.perf_counter(), time.process_time()
         result = what()
-        seconds[name] = round(time.perf_counter() - started, 1)
-        console.print(f"{name}: {seconds[name]} s")
+        spent = time.perf_counter() - started[0], time.process_time() - started[1]
+        before = seconds.get(name, (0, 0))
+        seconds[name] = [round(a + b, 1) for a, b in zip(before, spent, strict=True)]
+        if kept is not None:
+            write_json(kept, seconds)
+        console.print(f"{name}: {seconds[name][0]} s")
         return result
 
     key = jax.random.key(config.seed)
-    data = timed("drawing", lambda: draw(jax.random.fold_in(key, 1), config.pairs))
-    held = timed("drawing held-out", lambda: draw(jax.random.fold_in(key, 2), config.held_out))
+    data = timed(
+        "drawing", lambda: drawn(config, "pairs", jax.random.fold_in(key, 1), config.pairs)
+    )
+    held = timed(
+        "drawing held-out",
+        lambda: drawn(config, "held_out", jax.random.fold_in(key, 2), config.held_out),
+    )
     network = small_flow_detector(rngs=nnx.Rngs(config.seed))
+    start_as_shortcuts(network.features)
     network.eval()
-    trainable_convolutions(network)
 
     def judge_now(name: str) -> None:
         judged[name] = timed(f"judging after {name}", lambda: judge(network, held))
@@ -326,19 +366,21 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
         "flow",
         lambda: train_stage(
             config, "flow", network.flow, {None: flow_loss}, data,
-            steps=config.flow_steps, rate=2e-3,
+            steps=config.flow_steps, rate=3e-3,
         ),
     )  # fmt: skip
     alone = nnx.Dict(
         features=network.features,
-        classifier=nnx.Linear(64, len(CLASS_NAMES), rngs=nnx.Rngs(config.seed)),
+        classifier=nnx.Linear(
+            network.features.reduce.out_features, len(CLASS_NAMES), rngs=nnx.Rngs(config.seed)
+        ),
     )
     alone.train()
     timed(
         "classification",
         lambda: train_stage(
             config, "classification", alone, {None: crop_loss}, data,
-            steps=config.classification_steps, rate=2e-3,
+            steps=config.classification_steps, rate=3e-3,
         ),
     )  # fmt: skip
     single = nnx.Dict(features=network.features, detector=network.detector)
@@ -347,7 +389,7 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
         "detection",
         lambda: train_stage(
             config, "detection", single, {None: frame_loss}, data,
-            steps=config.detection_steps, rate=2e-3,
+            steps=config.detection_steps, rate=3e-3,
         ),
     )  # fmt: skip
     network.eval()
@@ -355,15 +397,21 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
 
     def quality_loss(module: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.Array:
         frames = batch_of(key, data, 8)["frames"]
-        return consistency_loss(network.features, module, frames[:, 1], frames[:, 0])
+        # Two of them have a scene cut in between, after which nothing can be trusted.
+        cut = (jnp.arange(8) < 2)[:, None, None, None]
+        earlier = jnp.where(cut, jnp.roll(frames[:, 0], 1, 0), frames[:, 0])
+        return consistency_loss(network.features, module, frames[:, 1], earlier, share=0.4)
 
-    timed(
-        "consistency",
-        lambda: train_stage(
-            config, "consistency", network.flow, {None: quality_loss}, data,
-            steps=config.consistency_steps, rate=1e-3,
-        ),
-    )  # fmt: skip
+    def train_quality(name: str) -> None:
+        timed(
+            name,
+            lambda: train_stage(
+                config, name, network.flow, {None: quality_loss}, data,
+                steps=config.consistency_steps, rate=1e-2,
+            ),
+        )  # fmt: skip
+
+    train_quality("consistency")
 
     def joint_loss(case: Any) -> Any:
         def loss(module: Any, key: jax.Array, data: dict[str, jax.Array]) -> jax.Array:
@@ -383,11 +431,15 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
             steps=config.joint_steps, rate=3e-4, case=lambda step: case_at(config.seed, step),
         ),
     )  # fmt: skip
+    # The penalty has driven U to 0 everywhere, beyond where Q has a gradient: Q is set anew.
+    train_quality("quality")
     judge_now("joint")
     return network, {
         "held_out": judged,
-        "seconds": seconds,
-        "seconds_together": round(sum(seconds.values()), 1),
+        "seconds": {name: clock for name, (clock, _) in seconds.items()},
+        "processor_seconds": {name: processors for name, (_, processors) in seconds.items()},
+        "seconds_together": round(sum(clock for clock, _ in seconds.values()), 1),
+        "processor_seconds_together": round(sum(spent for _, spent in seconds.values()), 1),
         "config": {
             k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, int | float)
         } | {"penalty": config.penalty},
@@ -395,19 +447,35 @@ def train(config: Config) -> tuple[FlowDetector, dict[str, Any]]:
 
 
 def save(network: FlowDetector, path: pathlib.Path) -> None:
-    """Writes the weights as float16, under a temporary name first."""
+    """Writes the weights, kernels as float16, under a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     params = detection_networks(network).params
-    arrays = {name: np.asarray(leaf, np.float16) for name, leaf in named_leaves(params)}
+    # Variances of batch normalisation may be beyond float16.
+    arrays = {
+        name: np.asarray(leaf, np.float16 if leaf.ndim > 1 else np.float32)
+        for name, leaf in named_leaves(params)
+    }
     with part_file(path) as part, part.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load(network: FlowDetector, path: pathlib.Path) -> None:
+    """Gives a network the weights in a file that `save` wrote of one of its structure."""
+    params = detection_networks(network).params
+    with np.load(path) as file:
+        arrays = [jnp.asarray(file[name], leaf.dtype) for name, leaf in named_leaves(params)]
+    parts = (network.features, network.flow, network.embedding, network.detector)
+    given = jax.tree.unflatten(jax.tree.structure(params), arrays)
+    for part, state in zip(parts, given, strict=True):
+        nnx.update(part, state)
 
 
 def main(config: Config) -> None:
     _, figures = train(config)
     figures["bytes"] = config.output.stat().st_size
     results = read_json(config.results)
-    results["training, moving objects"] = machine() | figures
+    seeds = results.get("training, moving objects", {})
+    results["training, moving objects"] = seeds | machine() | {f"seed {config.seed}": figures}
     write_json(config.results, results)
 
 

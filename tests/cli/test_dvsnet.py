@@ -38,6 +38,7 @@ def test_without_arguments_it_drives_with_the_shipped_networks(tmp_path, monkeyp
     assert "of the regions warped" in printed.out
     report = json.loads((out / "report.json").read_text())
     assert (report["task"], report["options"]["policy"]) == ("segmentation", "decision_network")
+    assert report["threshold"] == report["options"]["threshold"] == 92  # the policy's own
     assert 0 <= report["segmented"] <= 1
     assert np.isfinite(report["score"])
     series = report["per_frame"]

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import math
 import struct
@@ -53,9 +54,9 @@ def frames_of(header, count, *, seed=0):
             yield np.where(quiet, header.levels // 2, changes)
 
 
-def written(header, frames):
+def written(header, frames, **options):
     file = io.BytesIO()
-    writer = BitstreamWriter(file, header)
+    writer = BitstreamWriter(file, header, **options)
     sizes = [writer.write(labels) for labels in frames]
     writer.close()
     return file.getvalue(), sizes
@@ -154,7 +155,7 @@ def test_no_mutation_is_silently_wrong(stage, block):
     rng = np.random.default_rng(3 * block + STAGES.index(stage))
     for _ in range(450 if stage != "arithmetic" else 150):
         damaged = bytearray(data)
-        kind = rng.integers(6)
+        kind = rng.integers(7)
         at, size = int(rng.integers(len(data))), int(rng.integers(1, 40))
         if kind == 0:
             damaged[at] ^= 1 << rng.integers(8)
@@ -166,10 +167,12 @@ def test_no_mutation_is_silently_wrong(stage, block):
             damaged[at:at] = rng.bytes(size)
         elif kind == 4:
             damaged[at:at] = data[: int(rng.integers(1, len(data)))]
-        else:
+        elif kind == 5:
             damaged[at:] = foreign[at:]
+        else:
+            damaged[at:] = other[at:]
         damaged = bytes(damaged)
-        if damaged in (data, foreign):
+        if damaged in (data, foreign, other):
             continue
         with pytest.raises(BitstreamError):
             read(damaged)
@@ -201,6 +204,42 @@ def test_damaged_packets_are_skipped_up_to_the_next_key_frame(stage, block):
         assert [frame.number for frame in read(cut, skip_damaged=True)] == expected
         with pytest.raises(BitstreamError):
             read(cut)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_packet_passes_in_another_bitstream_of_the_same_header(stage):
+    header = header_of(stage=stage)
+    labels = list(frames_of(header, 9))
+    mine, sizes = written(header, labels)
+    theirs, their_sizes = written(header, frames_of(header, 9, seed=1))
+    start = len(header.to_bytes())
+    at, there = (start + np.cumsum([0] + [n for n, _ in s]) for s in (sizes, their_sizes))
+    for n in range(9):
+        # One packet in the place of its counterpart, and all from there on.
+        one = mine[: at[n]] + theirs[there[n] : there[n + 1]] + mine[at[n + 1] :]
+        rest = mine[: at[n]] + theirs[there[n] :]
+        for spliced in (one, rest):
+            with pytest.raises(BitstreamError, match=f"packet {n} is damaged: the checksum of its"):
+                read(spliced)
+            with contextlib.suppress(BitstreamError):
+                for frame in BitstreamReader(io.BytesIO(spliced), skip_damaged=True):
+                    np.testing.assert_array_equal(frame.labels, labels[frame.number])
+
+
+def test_a_residual_frame_passes_after_its_own_frame_alone():
+    """Even in a bitstream of the same identity: as of an encoder that sends a frame twice over."""
+    header = header_of()
+    labels = list(frames_of(header, 3))
+    others = [labels[0], *list(frames_of(header, 3, seed=1))[1:]]
+    mine, sizes = written(header, labels, identity=5)
+    theirs, their_sizes = written(header, others, identity=5)
+    start = len(header.to_bytes())
+    assert mine[: start + sizes[0][0]] == theirs[: start + sizes[0][0]]  # up to frame 1
+    mixed = mine[: start + sum(n for n, _ in sizes[:2])]
+    mixed += theirs[start + sum(n for n, _ in their_sizes[:2]) :]
+    with pytest.raises(BitstreamError, match="packet 2 is damaged, or not of this place"):
+        read(mixed)
+    assert [frame.number for frame in read(mixed, skip_damaged=True)] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +306,8 @@ def numbered(header, kinds, frames):
     def packet(kind, number, payload=b""):
         head = struct.pack("<BII", kind, number, len(payload))
         head += struct.pack("<H", zlib.crc32(head, seed) & 0xFFFF)
-        return head + payload + struct.pack("<I", zlib.crc32(head + payload, seed))
+        before = zlib.crc32(data[-4:], seed) if kind == 0xB1 else seed
+        return head + payload + struct.pack("<I", zlib.crc32(head + payload, before))
 
     for (number, is_key), labels in zip(kinds, frames, strict=True):
         payload = coder.encode(np.asarray(labels, np.int16), is_key=is_key)
@@ -323,7 +363,7 @@ def test_the_reason_is_told():
         data[:8] + struct.pack("<H", 258) + data[10:]
     )
     assert "header is damaged" in error(data[:20] + b"\xff" + data[21:])
-    assert "packet 1 is damaged: its checksum differs" in error(
+    assert "packet 1 is damaged, or not of this place: its checksum differs" in error(
         data[: second + 12] + bytes([data[second + 12] ^ 1]) + data[second + 13 :]
     )
     assert "packet 0 is damaged: the checksum of its head" in error(

@@ -42,7 +42,7 @@ def show(history: list[str], seed: int = 0):
 
 
 def make(**options):
-    video = dynvid.incremental(network, **options)
+    video = dynvid.incremental(network, **{"break_even": 0.6} | options)
     return video, jax.jit(video.step), jax.jit(network), weights()
 
 
@@ -159,6 +159,15 @@ def test_a_mask_on_a_stale_state_computes_everything():
     state, _ = step(params, state, second)
     state, out = video.step(params, state, third, jnp.zeros(SIZE[:3], bool))
     assert equal(out, dense(params, third))
+
+
+def test_where_cells_always_win_no_step_is_the_function():
+    video, step, dense, params = make(dense_above=0.5, break_even=1.0)
+    first, second = show([EVERYTHING])
+    state, _ = video.init(params, first)
+    state, out = step(params, state, second)
+    assert not state.work.details["whole"]
+    assert equal(out, dense(params, second))
 
 
 @pytest.mark.parametrize("limit", [-0.1, 1.5])

@@ -25,6 +25,7 @@ def layer(draw, x, shapes):
             [
                 *("conv", "conv", "conv", "depthwise", "transposed", "max", "sum", "pad", "crop"),
                 *("repeat", "resize", "shuffle", "affine", "gate", "blocks", "linear", "flip"),
+                *("roll", "scan", "shorten"),
             ]
         )
     )
@@ -105,6 +106,14 @@ def layer(draw, x, shapes):
         return lambda p, y: act(y @ p[mine])
     if kind == "flip":
         return lambda p, y: y[:, :, ::-1]
+    if kind == "roll":
+        by, axis = draw(st.integers(-2, 2)), draw(st.integers(1, 2))
+        return lambda p, y: jnp.roll(y, by, axis) + 1
+    if kind == "scan" and max(height, width) <= 24:
+        return lambda p, y: act(lax.associative_scan(jnp.add, y, axis=2))
+    if kind == "shorten":
+        # The same positions, of a smaller grid, beside what was before.
+        return lambda p, y: y[:, :, :-1] * 2
     return lambda p, y: y
 
 
@@ -159,7 +168,7 @@ def networks(draw):
 
 @given(networks(), st.integers(0, 2**32 - 1), st.sampled_from([None, None, 1, 3, 4]))
 @settings(
-    max_examples=20,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

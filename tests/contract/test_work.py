@@ -55,6 +55,27 @@ def test_macs_of_other_products():
     assert count(lambda p, x: x.mean((1, 2)) @ p[0], (4, 7)) == 4 * 7
 
 
+def test_explain_counts_what_the_work_is_measured_by():
+    """Resizing by a matrix, a loop over layers, a conditional: one number everywhere."""
+
+    def fn(p, x):
+        x = jax.image.resize(x, (x.shape[0], 12, 20, x.shape[3]), "linear")
+        x = jax.lax.fori_loop(0, 10, lambda _, x: act(conv(x, p)), x)
+        return jax.lax.cond(x.sum() > 3, lambda x: conv(x, p), lambda x: x, x)
+
+    kernel = jnp.zeros((3, 3, 4, 4))
+    frames = jnp.zeros((2, 24, 40, 4))
+    table = dynvid.explain(fn, kernel, frames)
+    in_loop = 11 * 12 * 20 * 9 * 16
+    assert in_loop < table.macs < 1.1 * in_loop
+    state, _ = dynvid.incremental(fn).init(kernel, frames)
+    assert state.work.dense_macs[0] == plan_for(fn, kernel, frames).dense_macs == table.macs
+    assert table.incremental_macs < 0.1 * table.macs
+    # A changed pixel makes the loop run as a whole.
+    state, _ = dynvid.incremental(fn).step(kernel, state, frames.at[0, 3, 3].set(1))
+    assert state.work.macs[0] >= in_loop
+
+
 @pytest.mark.parametrize("name", ["vgg", "inverted_residual", "boundaries", "letterbox"])
 def test_a_still_frame_costs_nothing(name):
     network = BY_NAME[name]

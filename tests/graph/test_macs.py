@@ -34,3 +34,26 @@ def test_groups_and_transposed_convolutions():
     up = lambda x, k: lax.conv_transpose(x, k, (2, 2), "SAME")  # noqa: E731
     # 4x4 kernel, stride 2: each of the 8x8 outputs meets a quarter of the taps with an input.
     assert count_macs(up, x, jnp.zeros((4, 4, 6, 5))) == 64 * 5 * 16 * 6 // 4
+
+
+def test_loops_and_conditionals_count():
+    a, b = jnp.zeros((2, 3)), jnp.zeros((3, 3))
+    turn = lambda x: x @ b  # noqa: E731
+    assert count_macs(lambda x: lax.fori_loop(0, 7, lambda _, x: turn(x), x), a) == 7 * 18
+    nested = lambda x: lax.scan(lambda x, _: (turn(turn(x)), x), x, None, length=4)[0]  # noqa: E731
+    assert count_macs(lambda x: lax.scan(lambda x, _: (nested(x), x), x, None, length=5), a) == (
+        5 * 4 * 2 * 18
+    )
+    branches = [lambda x: x, lambda x: turn(turn(x)), turn]
+    assert count_macs(lambda i, x: lax.switch(i, branches, x), jnp.int32(0), a) == 36
+    # Nobody knows how often: once.
+    assert count_macs(lambda x: lax.while_loop(lambda x: x.sum() < 9, turn, x), a) == 18
+
+
+def test_zeros_beside_the_band_of_a_constant_matrix_do_not_count():
+    x = jnp.zeros((1, 40, 60, 3))
+    assert count_macs(lambda x: jax.image.resize(x, (1, 40, 30, 3), "linear"), x) == (
+        40 * 30 * 3 * 4  # halving reads four columns, the outer two of them at a quarter
+    )
+    full = lambda m: count_macs(lambda m, x: jnp.einsum("nhwc,wv->nhvc", x, m), m, x)  # noqa: E731
+    assert full(jnp.eye(60)) == 40 * 60 * 3 * 60  # an argument may be any matrix

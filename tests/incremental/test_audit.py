@@ -67,7 +67,7 @@ def test_between_audits_nothing_changes_and_audits_are_dense(clip):
     assert set(threshold.ravel().tolist()) == {6}
     for start in (0, EVERY):
         # From its dense frame on each stretch is the function by itself.
-        _, first, (expected, alone, _, _) = scanned(plain, clip[start : start + EVERY + 1])
+        _, _, (expected, alone, _, _) = scanned(plain, clip[start : start + EVERY + 1])
         np.testing.assert_array_equal(outputs[start : start + EVERY - 1], expected[:-1])
         np.testing.assert_array_equal(work.macs[start : start + EVERY - 1], alone.macs[:-1])
         last = start + EVERY - 1

@@ -136,3 +136,32 @@ def test_a_transform_must_keep_shapes():
     state, _ = video.init(network.params(integer=True), clip(network, integer=True)[0])
     with pytest.raises(ValueError, match="transform must keep the shape of conv_1"):
         dynvid.map_caches(state, lambda x, stride: x[:, 1:])
+
+
+def test_parameters_of_other_shapes_are_refused():
+    fn = lambda p, x: x * p["gain"] + p["bias"].sum()  # noqa: E731
+    video = dynvid.incremental(fn)
+    frames = jnp.zeros((1, 8, 8, 3))
+    params = {"bias": jnp.zeros(4), "gain": jnp.ones(3)}
+    state, _ = video.init(params, frames)
+    with pytest.raises(ValueError, match=r"shapes of those of init, \[4\] of array 0; got \[5\]"):
+        video.step(params | {"bias": jnp.zeros(5)}, state, frames)
+    with pytest.raises(ValueError, match=r"shapes of those of init, 2 arrays; got 3"):
+        video.step(params | {"more": jnp.zeros(5)}, state, frames)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda w, x: (z := jnp.roll(x * w, 1, 2) + 1, z[:, :, :-1] * 2),
+        lambda w, x: jax.lax.associative_scan(jnp.add, x * w, axis=2),
+    ],
+)
+def test_a_segment_whose_outputs_would_differ_in_size(fn):
+    """What a boundary makes, and the same without its last column, beside each other."""
+    frames = jnp.arange(2.0 * 8 * 9 * 3).reshape(2, 8, 9, 3)
+    video = dynvid.incremental(fn)
+    state, _ = video.init(jnp.ones(3), frames)
+    frames = frames.at[0, 3, 4].set(7.0)
+    _, outputs = video.step(jnp.ones(3), state, frames)
+    jax.tree.map(np.testing.assert_array_equal, outputs, fn(jnp.ones(3), frames))

@@ -86,7 +86,7 @@ def reversed_writes(monkeypatch):
     monkeypatch.setattr(cells, "scatter_windows", backwards)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     size=st.tuples(st.integers(3, 11), st.integers(3, 11)),
     cell=st.integers(2, 4),

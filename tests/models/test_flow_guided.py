@@ -10,6 +10,7 @@ from jax import lax
 from dynvid.graph.macs import count_macs
 from dynvid.models.flow_guided import (
     RGB_MEAN,
+    CorrelationFlowNetwork,
     DeformableConv,
     EmbeddingNetwork,
     FeatureNetwork,
@@ -134,6 +135,22 @@ def test_training_starts_by_propagating():
     motion, quality = nnx.jit(lambda n, c, k: n(c, k))(network, *images)
     assert (quality > 0).all()
     assert (motion.scale == 1).all()
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (1, -2), (-4, 3)])
+def test_correlation_finds_shifts_by_whole_positions(shift):
+    """Before it has learned anything, where the best match counts alone."""
+    network = CorrelationFlowNetwork(rngs=nnx.Rngs(0))
+    network.sharpness[...] = jnp.float32(1e4)
+    network.predict_flow.kernel[...] = jnp.zeros_like(network.predict_flow.kernel[...])
+    key = np.random.default_rng(0).integers(0, 256, (1, 256, 224, 3)).astype(np.uint8)
+    current = np.roll(key, (16 * shift[1], 16 * shift[0]), (1, 2))
+    motion, quality = nnx.jit(lambda n, *pair: n(*pair))(network, current, key)
+    assert motion.flow.shape == (1, 16, 14, 2)
+    inner = motion.flow[0, 5:-5, 5:-5]  # the borders see what was not rolled
+    wanted = np.broadcast_to(-np.array(shift), inner.shape)
+    np.testing.assert_allclose(inner, wanted, atol=81 * 4 * EPS)  # a sum of 81 steps of 4 at most
+    np.testing.assert_allclose(quality, 1, atol=0.5)  # training starts by propagating
 
 
 def test_embeddings_are_those_of_fgfa():

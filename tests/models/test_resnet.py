@@ -2,13 +2,14 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import dynvid
 from dynvid.models.modules import from_nnx
-from dynvid.models.resnet import RESNET50, RESNET101, ResNet, ResNet50
+from dynvid.models.resnet import RESNET50, RESNET101, ResNet, ResNet50, start_as_shortcuts
 from tests.models import reference
 from tests.models.test_modules import filled
 
@@ -39,6 +40,31 @@ def test_size_and_work_are_as_published(depths, stride_in, published, macs):
     )
     assert weights + 2048 * 1000 + 1000 == published  # with the classifier of 1000 classes
     assert counted + 2048 * 1000 == pytest.approx(macs, abs=0.5e6)
+
+
+@pytest.mark.parametrize(
+    ("depths", "published", "macs"),
+    # torchvision's pages of resnet18 and resnet34.
+    [((2, 2, 2, 2), 11_689_512, 1.814e9), ((3, 4, 6, 3), 21_797_672, 3.664e9)],
+)
+def test_basic_blocks_make_the_smaller_members_of_the_family(depths, published, macs):
+    weights, counted = work(
+        lambda: ResNet(depths=depths, block="basic", rngs=nnx.Rngs(0)), (224, 224)
+    )
+    assert weights + 512 * 1000 + 1000 == published
+    assert counted + 512 * 1000 == pytest.approx(macs, abs=0.5e6)
+
+
+def test_blocks_that_start_as_shortcuts_add_nothing():
+    """The map after every stage is that of its projections, whatever is in the blocks."""
+    network = ResNet(depths=(2, 1, 1, 1), width=4, block="basic", rngs=nnx.Rngs(0))
+    start_as_shortcuts(network)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32, 32, 3)), jnp.float32)
+    expected = network.conv1(x)
+    for found, group in zip(network.stages(x), network.groups, strict=True):
+        for shortcut in group[0].shortcut:
+            expected = nnx.relu(shortcut(expected))
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_resnet50_is_the_member_of_the_family():

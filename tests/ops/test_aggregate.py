@@ -25,7 +25,7 @@ LENGTHS = st.sampled_from([0.0, 1e-30, 1e-3, 1.0, 1e20])
 
 
 def drawn(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def angles(similarity, length=1.0):
@@ -63,7 +63,7 @@ def test_weights_sum_to_one_and_stay_within_bounds(count, seed, length, other):
 )
 def test_weight_of_the_current_frame(similarity, expected):
     embedding, current = angles(similarity, 7.0)
-    weights = similarity_weights(embedding[None], current)
+    weights = jax.jit(similarity_weights)(embedding[None], current)
     np.testing.assert_allclose(weights.current.item(), expected, rtol=8 * EPS)
     # Eq. 3 as a softmax over (s, 1).
     softmax = jax.nn.softmax(jnp.array([similarity, 1.0]))
@@ -72,11 +72,12 @@ def test_weight_of_the_current_frame(similarity, expected):
 
 def test_similarity_of_what_has_no_direction():
     e = jnp.array([[0.0, 0.0], [1e37, 1e37], [1e-30, 1e-30], [jnp.nan, 1.0], [jnp.inf, 1.0]])
-    found = cosine_similarity(e, jnp.array([1.0, 1.0]))
+    found = jax.jit(cosine_similarity)(e, jnp.array([1.0, 1.0]))
     np.testing.assert_allclose(found, [0, 1, 1, -1, -1], rtol=4 * EPS)
-    gradient = jax.grad(lambda e: cosine_similarity(e, jnp.array([1.0, -1.0])).sum())(e[:1])
+    slope = jax.grad(lambda e: cosine_similarity(e, jnp.array([1.0, -1.0])).sum())
+    gradient = jax.jit(slope)(e[:1])
     np.testing.assert_array_equal(gradient, jnp.zeros((1, 2)))
-    weights = similarity_weights(e.reshape(5, 1, 1, 1, 2), jnp.ones((1, 1, 1, 2)))
+    weights = jax.jit(similarity_weights)(e.reshape(5, 1, 1, 1, 2), jnp.ones((1, 1, 1, 2)))
     assert all(np.isfinite(w).all() for w in weights)
 
 
@@ -100,7 +101,7 @@ def test_dense_aggregation_is_the_weighted_mean(count, seed):
     expected = (frames * (power / power.sum(0))[..., None]).sum(0)
     # Some ten roundings in the cosine, as many in the weights, N + 2 in the sum.
     tolerance = (count + 22) * EPS * np.abs(frames).max()
-    found = dense_aggregation(neighbours, current, embeddings, own)
+    found = jax.jit(dense_aggregation)(neighbours, current, embeddings, own)
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
@@ -118,7 +119,7 @@ def test_what_is_aggregated_is_forgotten_by_half_each_time(seed):
     memory, zero = jnp.ones((*GRID, 1)), jnp.zeros((*GRID, 1))
     for step in range(1, 6):
         e, own = drawn(seed + 2 * step, *GRID, 3), drawn(seed + 2 * step + 1, *GRID, 3)
-        memory = recursive_aggregation(memory, zero, e, own)
+        memory = jax.jit(recursive_aggregation)(memory, zero, e, own)
         assert (memory <= 0.5**step).all()
         assert (memory > (1 - MOST) ** step * (1 - 8 * step * EPS)).all()
 

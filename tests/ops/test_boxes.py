@@ -14,6 +14,10 @@ from dynvid.ops.boxes import (
     suppress_sorted,
 )
 
+OPTIONS = ("score_threshold", "iou_threshold", "max_candidates", "max_detections")
+suppressed = jax.jit(non_maximum_suppression, static_argnames=OPTIONS)
+suppressed_by_class = jax.jit(multilabel_non_maximum_suppression, static_argnames=OPTIONS)
+
 
 def overlap(a, b):
     """IoU of two boxes, by hand."""
@@ -44,10 +48,10 @@ def test_suppression_is_the_greedy_loop(seed):
     # All scores differ, so that the order in which boxes are visited is the same.
     scores = (rng.permutation(2 * 30 * 3).reshape(2, 30, 3) / 180).astype(np.float32)
     # No ratio of these integers lies within float32's rounding of a third.
-    found = non_maximum_suppression(
+    found = jax.device_get(suppressed(
         jnp.asarray(boxes, jnp.float32), jnp.asarray(scores), score_threshold=0.4,
         iou_threshold=0.3301, max_detections=40,
-    )  # fmt: skip
+    ))  # fmt: skip
     for image in range(2):
         expected = greedy(boxes[image], scores[image], 0.4, 0.3301)
         count = int(found.valid[image].sum())
@@ -87,10 +91,10 @@ def test_suppression_by_class_gives_a_box_several_classes(seed, most):
     corner = rng.integers(0, 12, (2, 20, 2))
     boxes = np.concatenate([corner, corner + rng.integers(1, 12, corner.shape)], -1)
     scores = (rng.permutation(2 * 20 * 3).reshape(2, 20, 3) / 120).astype(np.float32)
-    found = multilabel_non_maximum_suppression(
+    found = jax.device_get(suppressed_by_class(
         jnp.asarray(boxes, jnp.float32), jnp.asarray(scores), score_threshold=0.4,
         iou_threshold=0.3301, max_candidates=max_candidates, max_detections=max_detections,
-    )  # fmt: skip
+    ))  # fmt: skip
     for image in range(2):
         expected = by_class(boxes[image], scores[image], 0.4, 0.3301, *most)
         count = int(found.valid[image].sum())
@@ -113,8 +117,8 @@ def test_where_boxes_have_one_class_both_suppressions_agree(seed):
     boxes = boxes.astype(jnp.float32)
     scores = rng.uniform(0.3, 1, (1, 16, 1)) * (rng.integers(0, 3, (1, 16, 1)) == np.arange(3))
     options = {"score_threshold": 0.25, "iou_threshold": 0.4, "max_detections": 16}
-    found = multilabel_non_maximum_suppression(boxes, jnp.asarray(scores, jnp.float32), **options)
-    expected = non_maximum_suppression(boxes, jnp.asarray(scores, jnp.float32), **options)
+    found = suppressed_by_class(boxes, jnp.asarray(scores, jnp.float32), **options)
+    expected = suppressed(boxes, jnp.asarray(scores, jnp.float32), **options)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -16,7 +16,7 @@ from tests.ops.geometry import convolve, geometries, pairs
 
 
 def random_mask(shape, seed, share=0.15):
-    return jnp.asarray(np.random.default_rng(seed).random(shape) < share)
+    return np.random.default_rng(seed).random(shape) < share
 
 
 def touched(mask, geometry):
@@ -25,7 +25,7 @@ def touched(mask, geometry):
     return convolve(mask[..., None].astype(jnp.float32), ones, geometry)[..., 0] > 0.5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(geometries(input_dilation=True), st.integers(0, 99))
 def test_stencil_marks_what_a_convolution_reads(case, seed):
     geometry, size = case
@@ -102,7 +102,7 @@ def test_dilation_of_a_vgg_grows_as_the_paper_says():
     assert {11, 21} <= set(rows)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(pairs(1, 12), pairs(1, 5), st.integers(0, 99))
 def test_cells_hold_every_mark_and_no_other(size, cell, seed):
     mask = np.asarray(random_mask((2, *size), seed, 0.1))
@@ -193,7 +193,16 @@ def test_cells_of_another_frame_are_refused():
         masks.from_cells(jnp.ones((1, 2, 3), bool), 4, (9, 12))
 
 
-@settings(max_examples=30, deadline=None)
+@functools.partial(jax.jit, static_argnums=1)
+def resized_to(mask, to):
+    # Twice the size too, where `jax.image.resize` takes the same positions: elsewhere its float32
+    # may be off by a rounding.
+    whole = tuple(2 * n for n in mask.shape[1:])
+    nearest = jax.image.resize(mask, (len(mask), *whole), "nearest")
+    return masks.resize_mask(mask, to), masks.resize_mask(mask, whole), nearest
+
+
+@settings(max_examples=20, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     to=st.tuples(st.integers(1, 20), st.integers(1, 20)),
@@ -205,12 +214,9 @@ def test_a_resized_mask_is_that_of_the_nearest_neighbour(size, to):
         for n, m in zip(size, to, strict=True)
     )
     expected = np.asarray(mask)[:, rows][:, :, columns]
-    np.testing.assert_array_equal(masks.resize_mask(mask, to), expected)
-    # `jax.image.resize` takes the same positions, where its float32 is not off by a rounding.
-    whole = tuple(2 * n for n in size)
-    np.testing.assert_array_equal(
-        masks.resize_mask(mask, whole), jax.image.resize(mask, (2, *whole), "nearest")
-    )
+    found, twice, nearest = resized_to(mask, to)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(twice, nearest)
 
 
 def test_the_gradient_of_a_resized_mask_counts_its_readers():
@@ -220,3 +226,20 @@ def test_the_gradient_of_a_resized_mask_counts_its_readers():
     assert jax.grad(total)(jnp.ones((2, 2))).tolist() == [[2, 4], [2, 4]]
     with pytest.raises(ValueError, match="at least 1 position each way; got"):
         masks.resize_mask(jnp.ones((0, 2)), (1, 1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.tuples(*[st.integers(1, 12)] * 4), st.integers(0, 99))
+def test_cover_mask_holds_all_that_lies_in_a_coarser_position(sides, seed):
+    old, new = sides[:2], sides[2:]
+    mask = np.asarray(random_mask((2, *old), seed, 0.1))
+    finer = np.asarray(masks.resize_mask(mask, [max(a, b) for a, b in zip(old, new, strict=True)]))
+    expected = np.zeros((2, *new), bool)
+    for stream, row, column in np.argwhere(finer):
+        at = [
+            math.floor((Fraction(i) + Fraction(1, 2)) * n / count)
+            for i, n, count in zip((row, column), new, finer.shape[1:], strict=True)
+        ]
+        expected[stream, *at] = True
+    np.testing.assert_array_equal(masks.cover_mask(mask, new), expected)
+    assert np.all(masks.resize_mask(mask, new) <= expected)

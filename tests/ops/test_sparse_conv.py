@@ -85,7 +85,7 @@ def check(geometry, size, groups, seed, capacity=None, cell=2):
             np.testing.assert_array_equal(out, expected, err_msg=f"{name}, {kind}")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     geometries(),
     st.sampled_from([1, 2, 3, 4]),

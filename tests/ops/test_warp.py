@@ -1,5 +1,7 @@
 """Warping: against SciPy's definition, analytic shifts, and finite differences."""
 
+import functools
+
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -14,42 +16,41 @@ from dynvid.ops.warp import resize_flow, warp
 EPS = float(jnp.finfo(jnp.float32).eps)
 SIZES = st.tuples(st.integers(1, 2), st.integers(1, 7), st.integers(1, 9), st.integers(1, 3))
 BORDERS = {"zeros": "constant", "edge": "nearest"}
+jitted_warp = jax.jit(warp, static_argnames="border")
 
 
 def drawn(shape, seed, *, reach):
-    values, flow = jax.random.split(jax.random.key(seed))
-    return (
-        jax.random.normal(values, shape),
-        jax.random.uniform(flow, (*shape[:3], 2), minval=-reach, maxval=reach),
-    )
+    rng = np.random.default_rng(seed)
+    values, flow = rng.normal(size=shape), rng.uniform(-reach, reach, (*shape[:3], 2))
+    return values.astype(np.float32), flow.astype(np.float32)
+
+
+def by_map_coordinates(values, flow, border):
+    rows, columns = jnp.meshgrid(*map(jnp.arange, flow.shape[1:3]), indexing="ij")
+
+    def of_one(values, flow):
+        at = [rows + flow[..., 1], columns + flow[..., 0]]
+        return map_coordinates(values, at, order=1, mode=BORDERS[border])
+
+    of_channels = jax.vmap(of_one, in_axes=(-1, None), out_axes=-1)
+    return jax.vmap(of_channels)(values, flow)
+
+
+# Compiled as one: operation by operation, every shape would be compiled many times over.
+@functools.partial(jax.jit, static_argnames="border")
+def warped_both_ways(values, flow, *, border):
+    return warp(values, flow, border=border), by_map_coordinates(values, flow, border)
 
 
 @settings(max_examples=10, deadline=None)
 @given(shape=SIZES, seed=st.integers(0, 99), border=st.sampled_from(sorted(BORDERS)))
 def test_agrees_with_map_coordinates(shape, seed, border):
     values, flow = drawn(shape, seed, reach=max(shape))
-    rows, columns = jnp.meshgrid(jnp.arange(shape[1]), jnp.arange(shape[2]), indexing="ij")
-    expected = jnp.stack(
-        [
-            jnp.stack(
-                [
-                    map_coordinates(
-                        values[s, ..., c],
-                        [rows + flow[s, ..., 1], columns + flow[s, ..., 0]],
-                        order=1,
-                        mode=BORDERS[border],
-                    )
-                    for c in range(shape[3])
-                ],
-                -1,
-            )
-            for s in range(shape[0])
-        ]
-    )
+    found, expected = warped_both_ways(values, flow, border=border)
     # Both sum four products of a value and two weights: some ten roundings of the largest value.
     # Positions are equal, being computed alike.
-    tolerance = 10 * EPS * float(jnp.max(jnp.abs(values)))
-    np.testing.assert_allclose(warp(values, flow, border=border), expected, rtol=0, atol=tolerance)
+    tolerance = 10 * EPS * float(np.abs(values).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
 @settings(max_examples=10, deadline=None)
@@ -61,11 +62,11 @@ def test_agrees_with_map_coordinates(shape, seed, border):
 )
 def test_whole_pixels_shift_bit_for_bit(shape, dx, dy, border):
     values, _ = drawn(shape, 3, reach=1)
-    flow = jnp.broadcast_to(jnp.array([dx, dy], jnp.float32), (*shape[:3], 2))
+    flow = np.broadcast_to(np.array([dx, dy], np.float32), (*shape[:3], 2))
     mode = {"zeros": "constant", "edge": "edge"}[border]
     padded = np.pad(values, [(0, 0), (10, 10), (10, 10), (0, 0)], mode=mode)
     expected = padded[:, 10 + dy :, 10 + dx :][:, : shape[1], : shape[2]]
-    np.testing.assert_array_equal(warp(values, flow, border=border), expected)
+    np.testing.assert_array_equal(jitted_warp(values, flow, border=border), expected)
 
 
 def test_half_a_pixel_is_the_mean_of_two():
@@ -101,10 +102,10 @@ def test_gradients_are_those_of_finite_differences(border):
     values, flow = drawn((1, 4, 5, 2), 1, reach=2.0)
     # Between whole pixels the result is a polynomial of each motion: central differences are exact
     # but for rounding, if no step crosses a whole pixel.
-    flow = jnp.floor(flow) + 0.25 + 0.5 * (flow - jnp.floor(flow))
+    flow = np.floor(flow) + 0.25 + 0.5 * (flow - np.floor(flow))
     with jax.enable_x64(True):
         check_grads(
-            lambda v, f: warp(v, f, border=border),
+            jax.jit(lambda v, f: warp(v, f, border=border)),
             (np.asarray(values, np.float64), np.asarray(flow, np.float64)),
             order=1,
             modes=["fwd", "rev"],
@@ -118,22 +119,27 @@ def test_gradients_are_those_of_finite_differences(border):
     to=st.tuples(st.integers(1, 20), st.integers(1, 20)),
 )
 def test_uniform_motion_keeps_its_share_of_the_frame(size, to):
-    flow = jnp.broadcast_to(jnp.array([3.0, -2.0]), (1, *size, 2))
-    expected = jnp.array([3.0 * to[1] / size[1], -2.0 * to[0] / size[0]])
+    flow = np.broadcast_to(np.float32([3, -2]), (1, *size, 2))
+    expected = np.float32([3 * to[1] / size[1], -2 * to[0] / size[0]])
     # Interpolation weights sum to one within a few roundings along each axis.
-    np.testing.assert_allclose(
-        resize_flow(flow, to), jnp.broadcast_to(expected, (1, *to, 2)), rtol=8 * EPS
-    )
+    found = jax.jit(resize_flow, static_argnums=1)(flow, to)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, (1, *to, 2)), rtol=8 * EPS)
 
 
 def test_a_resized_field_moves_a_resized_picture_alike():
     # A ramp is interpolated exactly, so that resizing before and after warping commute inside.
     ramp = jnp.broadcast_to(jnp.arange(16.0)[None, None, :, None], (1, 8, 16, 1))
     flow = jnp.zeros((1, 8, 16, 2)).at[..., 0].set(2.0)
-    moved = warp(ramp, flow)
-    large = jax.image.resize(ramp, (1, 16, 32, 1), "bilinear", antialias=False)
-    expected = jax.image.resize(moved, (1, 16, 32, 1), "bilinear", antialias=False)
-    found = warp(large, resize_flow(flow, (16, 32)))
+
+    @jax.jit
+    def both_ways(ramp, flow):
+        large, expected = (
+            jax.image.resize(x, (1, 16, 32, 1), "bilinear", antialias=False)
+            for x in (ramp, warp(ramp, flow))
+        )
+        return warp(large, resize_flow(flow, (16, 32))), expected
+
+    found, expected = both_ways(ramp, flow)
     np.testing.assert_allclose(found[:, :, 2:24], expected[:, :, 2:24], rtol=0, atol=16 * 8 * EPS)
 
 

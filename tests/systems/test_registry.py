@@ -15,6 +15,8 @@ import dynvid
 from dynvid.incremental import incremental
 from dynvid.ops.letterbox import letterbox
 from dynvid.systems import dyncnn
+from dynvid.systems.dvsnet import THRESHOLDS as POLICIES
+from dynvid.systems.flow_detection import THRESHOLDS as KEYS
 from dynvid.systems.registry import SYSTEMS
 from dynvid.types import replace_streams
 
@@ -90,6 +92,21 @@ def test_every_system_builds_with_its_defaults_and_runs(name):
         assert 0 <= float(state.work.mac_fraction) <= 1.001
 
 
+@pytest.mark.parametrize(
+    ("name", "by", "expected"),
+    [
+        ("dvsnet", "policy", POLICIES),
+        ("flow-detection", "key", KEYS),
+    ],
+)
+def test_a_threshold_that_is_null_is_that_of_the_rule(name, by, expected):
+    settings = SYSTEMS[name].settings
+    assert {rule: settings({by: rule})["threshold"] for rule in expected} == expected
+    some = next(iter(expected))
+    assert settings({by: some, "threshold": None})["threshold"] == expected[some]
+    assert settings({by: some, "threshold": 0.125})["threshold"] == 0.125
+
+
 @pytest.mark.parametrize(("name", "function"), [("incremental", incremental), ("dyncnn", dyncnn)])
 def test_options_are_those_of_the_function(name, function):
     expected = {
@@ -100,7 +117,8 @@ def test_options_are_those_of_the_function(name, function):
     }
     options = {key: option.default for key, option in SYSTEMS[name].options.items()}
     assert list(options) == list(expected)
-    tuned = {"threshold", "truncation"}  # what a camera needs, not what is exact
+    # What a camera needs, not what is exact.
+    tuned = {"threshold", "truncation", "changes", "settle", "rotation", "dense_above"}
     assert {k: v for k, v in options.items() if k not in tuned} == {
         k: v for k, v in expected.items() if k not in tuned
     }

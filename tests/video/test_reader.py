@@ -1,6 +1,7 @@
 import functools
 import http.server
 import itertools
+import os
 import threading
 import warnings
 
@@ -216,15 +217,43 @@ def test_empty_folder_says_what_it_looked_for(tmp_path):
         VideoSource(tmp_path)
 
 
-def test_frames_that_change_size_are_an_error_with_both_sizes(tmp_path):
+def test_a_frame_of_another_size_ends_the_source_with_a_warning(tmp_path):
     for i, size in enumerate([SIZE, SIZE, (24, 32)]):
         iio.imwrite(tmp_path / f"{i}.png", flat(i, size))
     for options in ({}, {"size": (30, 40)}):
         source = VideoSource(tmp_path, **options)
-        frames = []
-        with pytest.raises(VideoError, match="frame 2 is 32x24 where those before are 64x48"):
-            frames.extend(source)
+        with pytest.warns(VideoWarning, match="frame 2 is 32x24 where those before are 64x48"):
+            assert len(list(source)) == 2
     assert len(list(VideoSource(tmp_path, max_frames=2))) == 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
+def test_an_animation_is_a_video(suffix, tmp_path):
+    pictures = [Image.fromarray(flat(60 * k)) for k in range(4)]
+    path = tmp_path / f"animated.{suffix}"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], lossless=True)
+    source = VideoSource(path)
+    levels = [int(frame.mean()) for frame in source]
+    assert len(levels) == source.length == 4
+    np.testing.assert_allclose(levels, [0, 60, 120, 180], atol=2)
+    if suffix != "gif":  # gif is read as a video, in a folder too
+        iio.imwrite(tmp_path / "still.png", flat(7))
+        with pytest.warns(VideoWarning, match="only the first picture is read"):
+            assert len(list(VideoSource(tmp_path))) == 2
+
+
+def test_what_is_no_picture_is_told_in_plain_words(tmp_path):
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(VideoError, match=r"empty.png: it is empty$"):
+        VideoSource(tmp_path / "empty.png")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(VideoError, match=r"text.png: it is no image that is known, or damaged$"):
+        VideoSource(tmp_path / "text.png")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoError, match=r"pipe.mp4: it is a pipe, no file$"):
+        VideoSource(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoError, match=r"cannot read 987: there is no camera 987 \("):
+        VideoSource("987")
 
 
 def test_damaged_image_ends_the_folder_with_a_warning(tmp_path):

@@ -239,6 +239,75 @@ def test_damaged_files_give_one_clear_error(torch, tmp_path):
         load_pytorch(tmp_path / "new.pt")
 
 
+def doubled(opening, closing, times):
+    """A pickle of something that holds twice what holds twice what ...: 2^times in few bytes."""
+    # (memo 0 is the innermost; each further one is built of two of the one before)
+    data = b"\x80\x02" + opening + closing + b"q\x00"
+    for n in range(times):
+        data += b"0" + opening + b"h" + bytes([n]) + b"h" + bytes([n]) + closing
+        data += b"q" + bytes([n + 1])
+    return data
+
+
+HOSTILE = {
+    # What it is, and the pickle.
+    "lists of lists": (doubled(b"(", b"l", 60) + b".", "it holds itself, or more than a network"),
+    "a key that hashes for ever": (
+        doubled(b"(", b"t", 60) + b"0}h\x3cNs.", "keys that are no names",
+    ),
+    "a set of it": (
+        doubled(b"(", b"t", 60).replace(b"\x80\x02", b"\x80\x04") + b"0\x8f(h\x3c\x90.",
+        "keys that are no names",
+    ),
+    "its name": (doubled(b"(", b"t", 60) + b"Q.", "not a complete PyTorch checkpoint"),
+    "a list that holds itself": (b"\x80\x02]q\x00h\x00a.", "it holds itself"),
+    "an index of 2^31": (b"\x80\x02]r\xff\xff\xff\x7f.", "holds no tensors"),
+    "a buffer of 2^40 bytes": (
+        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".", "not a complete",
+    ),
+    "a long number": (b"\x80\x02L" + b"9" * 100_000 + b"L\n.", "not a complete"),
+    "many opcodes": (b"\x80\x02" + b"N0" * 600_000 + b"N.", "more than 1,048,576 opcodes"),
+    "a method replaced": (
+        b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsNsb.", "holds no tensors",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_pickles_that_ask_for_too_much(name, tmp_path):
+    data, message = HOSTILE[name]
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+    with pytest.raises(ValueError, match=message) as info:
+        load_pytorch(tmp_path / "m.pt")
+    assert len(str(info.value)) < 300
+
+
+def test_files_that_ask_for_more_memory_than_they_have_numbers(torch, tmp_path):
+    array = np.zeros(1 << 20, np.float32)
+    views = {f"{n}": tensor(torch, "0", array, shape=(1 << 19,), strides=(1,)) for n in range(200)}
+    write_zip(tmp_path / "views.pt", views, {"0": array})
+    with pytest.raises(ValueError, match="its tensors have 104,857,600 numbers in all, the limit"):
+        load_pytorch(tmp_path / "views.pt")
+    wide = {"w": tensor(torch, "0", array[:1], shape=(1 << 17, 1 << 17), strides=(0, 0))}
+    write_zip(tmp_path / "wide.pt", wide, {"0": array[:1]})
+    with pytest.raises(ValueError, match="its tensors have 17,179,869,184 numbers"):
+        load_pytorch(tmp_path / "wide.pt")
+    axes = {"w": tensor(torch, "0", array[:1], shape=(1,) * 40, strides=(1,) * 40)}
+    write_zip(tmp_path / "axes.pt", axes, {"0": array[:1]})
+    with pytest.raises(ValueError, match="a tensor of 40 axes"):
+        load_pytorch(tmp_path / "axes.pt")
+    far = {"w": tensor(torch, "0", array[:1], shape=(1 << 70,), strides=(1,))}
+    write_zip(tmp_path / "far.pt", far, {"0": array[:1]})
+    with pytest.raises(ValueError, match="a size that is no number, or a very large one"):
+        load_pytorch(tmp_path / "far.pt")
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", dumps({"w": tensor(torch, "0", array)}))
+        archive.writestr("archive/data/0", array.tobytes())
+    with pytest.raises(ValueError, match="it unzips to more than 20 times its size"):
+        load_pytorch(tmp_path / "bomb.pt")
+
+
 def test_published_checkpoints():
     found = load_pytorch(data_path("weights/yolov5n/yolov5n.pt"))
     assert found["model.0.conv.weight"].shape == (16, 3, 6, 6)

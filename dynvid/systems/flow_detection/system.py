@@ -17,7 +17,7 @@ from dynvid.ops import schedule
 from dynvid.ops.aggregate import dense_aggregation, recursive_aggregation
 from dynvid.ops.difference import unexplained_difference
 from dynvid.ops.loops import for_each
-from dynvid.ops.masks import resize_mask
+from dynvid.ops.masks import resize_mask, stencil
 from dynvid.ops.refresh import refreshed
 from dynvid.ops.warp import Border, Motion, resize_flow, resize_motion, warp_by
 from dynvid.systems.flow_detection.state import (
@@ -82,6 +82,8 @@ def flow_detection(
     propagate: Propagated = "key",
     consistency: Consistency = "quality",
     consistency_threshold: ArrayLike | None = None,
+    consistency_block: int = 1,
+    margin: int = 0,
     cut_threshold: float | None = None,
     border: Border = "zeros",
     reach: Reach = "mask",
@@ -140,12 +142,20 @@ def flow_detection(
         flow says costs nothing, and nothing has to be learned for it.
       consistency_threshold: A number, or one a stream; `CONSISTENCY_THRESHOLDS[consistency]` where
         None. Kept in the state likewise.
+      consistency_block: For the residual, the side of the blocks of pixels over which frames are
+        averaged before they are compared, which divides the sides of padded frames: what is finer
+        than the features matters less to them, and it is so much less work.
+      margin: How many positions around each one that consistency marks are updated with it: what
+        reads the new values reads beyond them. The key rule does not count these. Not in the paper,
+        where the flow network learns how much to mark.
       cut_threshold: Where the mean grey level of the difference to the key frame exceeds it, the
         frame becomes a key frame whatever the rule says, in the unit of the frames: a net below
         "every" for scene cuts. Not in the paper; off where None.
       border: What is read outside of maps that are warped.
-      reach: As of `dynvid.incremental`: "mask" is the paper's U^(n); "geometry" also updates what
-        reads an updated position, layer by layer, to the price of that.
+      reach: As of `dynvid.incremental`: "mask" is the paper's U^(n), for networks whose maps are
+        all as fine as the features or finer; "cover" is that for others, too, where the nearest
+        neighbour would lose what is small; "geometry" also updates what reads an updated position,
+        layer by layer, to the price of that.
       multiple: What the sides of frames are rounded up to, by repeating their last row and column,
         for networks that ask for it. Positions in pixels stay what they are.
 
@@ -208,6 +218,10 @@ def flow_detection(
         raise ValueError(f"cut_threshold must be at least 0 or None; got {cut_threshold}")
     if multiple < 1:
         raise ValueError(f"multiple must be at least 1; got {multiple}")
+    if consistency_block < 1:
+        raise ValueError(f"consistency_block must be at least 1; got {consistency_block}")
+    if margin < 0:
+        raise ValueError(f"margin must be at least 0; got {margin}")
     spatial = spatial and key != "all"
     system = _System(
         features=features,
@@ -219,6 +233,8 @@ def flow_detection(
         window=window,
         propagate=propagate,
         consistency=consistency,
+        consistency_block=consistency_block,
+        margin=margin,
         cut_threshold=cut_threshold,
         border=border,
         inner=along_motion(features, border=border, reach=reach) if spatial else None,
@@ -303,6 +319,8 @@ class _System(NamedTuple):
     window: tuple[int, int]
     propagate: Propagated
     consistency: Consistency
+    consistency_block: int
+    margin: int
     cut_threshold: float | None
     border: Border
     inner: AlongMotion | None
@@ -392,6 +410,9 @@ class _System(NamedTuple):
             if judged is None:
                 judged = self._judged(found, images, state, grid)
             update = schedule.update_mask(judged.quality, judged.least[:, None, None]) != 0
+            if self.margin and mask is None:
+                side, pad = 2 * self.margin + 1, (self.margin, self.margin)
+                update = stencil(update, window=(side, side), padding=(pad, pad))
         update &= ~key[:, None, None]
 
         features, scratch, feature_macs = self._carried(params, state, images, key, update, found)
@@ -488,7 +509,9 @@ class _System(NamedTuple):
         """
         assert found is not None
         if self.consistency == "residual":
-            residual = unexplained_difference(images, state.key_images, found.motion.flow, grid)
+            residual = unexplained_difference(
+                images, state.key_images, found.motion.flow, grid, block=self.consistency_block
+            )
             return _Judged(-residual, -state.consistency_threshold)
         shape = getattr(found.quality, "shape", None)
         if shape is None or len(shape) != 3:

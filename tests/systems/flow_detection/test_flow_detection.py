@@ -412,7 +412,7 @@ def test_partial_update_on_real_values_is_its_definition_within_rounding():
     np.testing.assert_allclose(found["map"], 2 * expected, rtol=0, atol=2 * error)
 
 
-@pytest.mark.parametrize("reach", ["mask", "geometry"])
+@pytest.mark.parametrize("reach", ["mask", "cover", "geometry"])
 def test_the_limits_of_partial_update(reach):
     frames = clip(2)
     flow = (0.75, -0.5)
@@ -425,6 +425,49 @@ def test_the_limits_of_partial_update(reach):
     (first, found), _ = run(video, nowhere, frames)
     carried = warp(first["map"], jnp.broadcast_to(jnp.array(flow), (1, *GRID, 2)))
     same(found["map"], carried)
+
+
+def test_a_margin_is_updated_with_what_is_poor_but_makes_no_key_frame():
+    frames, quality = clip(2), GOOD.copy()
+    quality[0, 2] = -1
+    params = networks(quality=quality)
+    video = system(
+        key="feature_consistency", threshold=0.1, spatial=True, consistency="quality", margin=1
+    )
+    _, (_, state) = run(video, params, frames)
+    expected = np.zeros(GRID, bool)
+    expected[:2, 1:4] = True
+    np.testing.assert_array_equal(state.work.details["update_mask"][0], expected)
+    assert not state.work.details["key"][0]
+    np.testing.assert_allclose(state.work.details["score"], 1 / 24, rtol=np.finfo("f").eps)
+
+
+def test_what_is_small_is_updated_on_coarse_grids_too():
+    """One fine position under U: the nearest neighbour of a grid four times coarser misses it."""
+
+    def pyramid(params, images):
+        fine = images.astype(jnp.float32).sum(3, keepdims=True) * params
+        window = (1, 4, 4, 1)
+        return {
+            "fine": fine,
+            "coarse": lax.reduce_window(fine, 0.0, lax.add, window, window, "VALID"),
+        }
+
+    frames = clip(1)
+    second = frames[0].at[0, 0, 0].add(1)
+    mask = np.zeros((1, *SIZE), bool)
+    mask[0, 0, 0] = True
+    params = FlowDetectionParams(jnp.float32(1), ())
+    for reach, right in (("cover", True), ("mask", False)):
+        video = flow_detection(
+            pyramid, lambda params, maps: maps, key="every", threshold=9, spatial=True, reach=reach,
+            flow=lambda params, current, key: Motion(jnp.zeros((1, 1, 1, 2))),
+        )  # fmt: skip
+        state, _ = video.init(params, frames[0])
+        _, found = video.step(params, state, second, mask)
+        expected = pyramid(params.features, second)
+        np.testing.assert_array_equal(found["fine"], expected["fine"])
+        assert np.array_equal(found["coarse"], expected["coarse"]) == right
 
 
 def test_updating_along_the_geometry_is_exact_where_the_scene_stood_still():
