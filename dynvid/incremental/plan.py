@@ -437,7 +437,7 @@ def _segment(
             on_frame=on_frame,
             on_pixels=on_pixels,
             # Truncation by cells keeps more of what matters at the same arithmetic.
-            compared_cell=(1, 1) if _is_small(grid, cost) else (cost.cells[0],) * 2,
+            compared_cell=(1, 1) if _is_small(grid, cost) else (cost.cells[0], cost.cells[0]),
             break_even=1.0,
             macs=on_frame.macs(),
         )

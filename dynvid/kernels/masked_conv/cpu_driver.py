@@ -9,6 +9,9 @@ Memory is read by address, as the C struct of XLA's foreign functions lays it ou
 attribute of the operation, as `cpu_layout.describe` makes it.
 """
 
+# Numba gives its intrinsics other arguments than they are written with.
+# pyright: reportCallIssue=false, reportArgumentType=false
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
