@@ -228,7 +228,10 @@ def open_source(
         return VideoSource(source, max_frames=max_frames)
     if flow_guided:
         return SyntheticObjects(max_frames=max_frames)
-    synthetic: dict[str, Any] = {Segmentation.name: SyntheticDrive, ActionRecognition.name: SyntheticAction}
+    synthetic: dict[str, Any] = {
+        Segmentation.name: SyntheticDrive,
+        ActionRecognition.name: SyntheticAction,
+    }
     return synthetic.get(task or "", SyntheticSource)(max_frames=max_frames)
 
 

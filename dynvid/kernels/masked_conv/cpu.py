@@ -6,9 +6,6 @@ the comparison with what is kept and the write-back happen while it is in the ca
 processors with AVX-512, AVX2 or NEON; compiled by numba and LLVM, no C compiler needed.
 """
 
-# Nothing here is reached where llvmlite is missing.
-# pyright: reportOptionalMemberAccess=false
-
 import ctypes
 import functools
 import importlib.metadata
@@ -19,8 +16,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import llvmlite.binding as llvm
 import numpy as np
 
+from dynvid.kernels.masked_conv import cpu_code, cpu_objects
 from dynvid.kernels.masked_conv.cpu_layout import describe, padded
 from dynvid.kernels.masked_conv.pixels import (
     Formula,
@@ -33,13 +32,6 @@ from dynvid.kernels.masked_conv.pixels import (
     Source,
     Steps,
 )
-
-try:  # without numba, or where it does not run, everything goes through XLA
-    import llvmlite.binding as llvm
-
-    from dynvid.kernels.masked_conv import cpu_code, cpu_objects
-except ImportError:  # pragma: no cover
-    llvm = None
 
 TARGET = "dynvid_masked_conv"
 _BLOCK = 32  # columns of weights that lie together, and half of it for the last ones
@@ -115,7 +107,7 @@ def _key(formula: Formula) -> int:
 def _source_of_kernels() -> str:
     parts = [importlib.metadata.version("numba"), _STUB]
     for module in ("cpu_code", "cpu_layout", "cpu_driver"):
-        source = pkgutil.get_data(str(__package__), f"{module}.py")
+        source = pkgutil.get_data(__package__ or "", f"{module}.py")
         assert source is not None
         parts.append(source.decode())
     return "\n".join(parts)
@@ -167,8 +159,8 @@ def _kernels(host):
 def library() -> _Library | None:
     """What this process has loaded; None where the CPU's own code cannot be used.
 
-    Nothing is said where there is no numba or nothing was written for the processor. What should
-    run and does not, or gives another result than expected, is left alone after one warning.
+    Nothing is said of a processor that nothing was written for. What should run and does not, or
+    gives another result than expected, is left alone after one warning.
     """
     with _LOADING:
         return _load()
@@ -176,8 +168,6 @@ def library() -> _Library | None:
 
 @functools.cache
 def _load() -> _Library | None:
-    if llvm is None:
-        return None
     try:
         loaded = _Library()
     except NotImplementedError:
@@ -332,4 +322,4 @@ def _call(
     results = call(*given, *previous, *marked, tolerances, *extra, program=description)
     found = iter(results[len(previous) : -1])
     marks = [next(found) if c else mark for c, mark in zip(compared, marked, strict=True)]
-    return list(results[: len(previous)]), marks, results[-1]
+    return results[: len(previous)], marks, results[-1]

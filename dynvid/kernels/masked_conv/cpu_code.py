@@ -4,10 +4,6 @@ Everything here works on rows: one position's channels, contiguous float32. A ve
 the processor's registers; what is left over at the end of a row is read and written under a mask.
 """
 
-# What numba compiles is typed by numba, and llvmlite's values have no stubs.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
-# pyright: reportCallIssue=false, reportOptionalMemberAccess=false, reportIndexIssue=false
-
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence

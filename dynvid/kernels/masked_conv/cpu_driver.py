@@ -9,9 +9,8 @@ Memory is read by address, as the C struct of XLA's foreign functions lays it ou
 attribute of the operation, as `cpu_layout.describe` makes it.
 """
 
-# What numba compiles is typed by numba, and llvmlite's values have no stubs.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
-# pyright: reportCallIssue=false, reportOptionalMemberAccess=false, reportIndexIssue=false
+# Numba gives its intrinsics other arguments than they are written with.
+# pyright: reportCallIssue=false, reportArgumentType=false
 
 import numpy as np
 from llvmlite import ir
