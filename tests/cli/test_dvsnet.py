@@ -69,11 +69,11 @@ def test_one_frame_of_an_odd_size_is_a_video(tmp_path):
     assert "segmented" not in report  # nothing but the first frame
 
 
-def test_frames_that_change_size_leave_nothing(folder, tmp_path, capsys):
-    iio.imwrite(folder / "1.png", np.zeros((64, 80, 3), np.uint8))
-    out = tmp_path / "a" / "b"
-    refused(capsys, ["run", folder, *DVSNET, "--out", out], "frame 1 is 80x64", "96x96")
-    assert not (tmp_path / "a").exists()
+def test_a_frame_of_another_size_ends_the_run_and_keeps_what_came_before(folder, tmp_path):
+    iio.imwrite(folder / "2.png", np.zeros((64, 80, 3), np.uint8))
+    report = report_of(folder, tmp_path)
+    assert report["frames"] == 2
+    assert "80x64" in report["warnings"][0]
 
 
 @pytest.mark.parametrize(("options", "words"), [

@@ -7,7 +7,7 @@ import pytest
 
 from dynvid.cli import main
 from tests.cli.helpers import refused
-from tests.cli.test_tasks import brightness
+from tests.cli.test_tasks import brightness, colours
 
 
 @pytest.fixture
@@ -108,7 +108,8 @@ def test_flags_that_contradict_are_refused(folder, tmp_path, model, capsys):
     refused(capsys, [*start, "--settings", tmp_path], "cannot read the settings")
 
 
-def test_the_same_weights_are_known_by_any_name(report, model, tmp_path, folder, capsys):
+def test_the_same_weights_are_known_by_any_name(tmp_path, folder, capsys):
+    model = colours(tmp_path / "maps.onnx", free=True)
     assert main(["tune", str(folder), "--model", str(model), "--pixels", "unit", "--trials", "1",
                  "--out", str(tmp_path / "tuned.json")]) == 0  # fmt: skip
     other = shutil.copy(model, tmp_path / "renamed.onnx")
