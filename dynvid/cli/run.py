@@ -135,7 +135,7 @@ def run(
             "this much, in units of its layer's root mean square on the first frame. 0 is exact; "
             "more saves more.",
             metavar="RMS",
-            default="0.3; ifmdc: 0; dvsnet: only with --set incremental=true; flow-detection: none",
+            default="0.5; ifmdc: 0; dvsnet: only with --set incremental=true; flow-detection: none",
         ),
     ] = None,
     target: Annotated[

@@ -546,7 +546,7 @@ class Runner:
     ) -> jax.Array:
         """Runs a segment as one call of the kernel; returns active positions by stream."""
         layouts, outputs = self.plan.layouts, segment.outputs
-        held = self.reach == "mask"
+        held = self.reach != "geometry"
         compared = [held or value in self.plan.compared for value in outputs]
         slots = [self.slot[value] for value in outputs]
         layout = layouts[outputs[0]]

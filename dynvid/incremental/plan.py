@@ -135,7 +135,8 @@ class Plan:
     def favours_cells(self) -> bool:
         """Whether most of the arithmetic is cheaper on cells even where all of them are active."""
         segments = [unit for unit in self.units if isinstance(unit, Segment)]
-        fast = sum(unit.macs for unit in segments if unit.on_cells and unit.break_even >= 1)
+        loops = [unit for unit in segments if unit.on_cells and not unit.on_pixels]
+        fast = sum(unit.macs for unit in loops if unit.break_even >= 1)
         return 2 * fast > self.dense_macs
 
     @property

@@ -206,7 +206,7 @@ def incremental(
         state, changed, exact = resting_and_in_turn(
             state, new, changed, blocks, settle=settle, rotation=rotation
         )
-        if dense_above is None or runner.plan.favours_cells:
+        if dense_above is None or break_even == 1 or runner.plan.favours_cells:
             return update(state, new, changed, exact)
         near = masks.stencil(blocks, window=(3, 3), padding=((1, 1), (1, 1)))
         # Of all streams: their cells share one loop, and the function takes them together.

@@ -140,7 +140,7 @@ class System:
           ValueError: An option is not known, or its value is not allowed.
 
         >>> SYSTEMS["incremental"].settings({"threshold": 20})["truncation"]
-        0.3
+        0.5
         >>> SYSTEMS["dvsnet"].settings({"policy": "flow_magnitude"})["threshold"]
         2.0
         >>> SYSTEMS["incremental"].settings({"treshold": 20})
@@ -605,7 +605,7 @@ SYSTEMS: dict[str, System] = {
             build=_incremental,
             options={
                 "threshold": threshold_option(8),
-                "truncation": _truncation_option(0.3),
+                "truncation": _truncation_option(0.5),
                 "reference": choice_option(*_REFERENCE),
                 "channels": _CHANNELS,
                 "changes": choice_option("camera", "pixels"),

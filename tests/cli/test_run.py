@@ -57,7 +57,7 @@ def test_run_writes_video_picture_and_report(folder, tmp_path, capsys):
     assert report["fraction_of_ideal"] == pytest.approx(ratio * report["mac_fraction"])
     assert 0 <= report["max_abs_difference_at_reference"] < report["max_abs_output_at_reference"]
     assert 0 <= report["detection_agreement"] <= 1
-    assert (report["threshold"], report["truncation"]) == (8, 0.3)
+    assert (report["threshold"], report["truncation"]) == (8, 0.5)
     assert not report["interrupted"]
     series = report["per_frame"]
     assert series["mac_fraction"][0] == 1
