@@ -35,6 +35,7 @@ def _cache() -> pathlib.Path:
 
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache()))
+os.environ.setdefault("DYNVID_CACHE", str(_cache() / "kernels"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):

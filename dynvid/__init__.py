@@ -4,15 +4,18 @@ from dynvid._lazy import submodules
 from dynvid.graph import Split, split
 from dynvid.incremental import State, Tuning, audited, explain, incremental, map_caches, tune
 from dynvid.models.modules import from_nnx
+from dynvid.results import Result, detect
 from dynvid.types import VideoFunction, Work, replace_streams
 
 __all__ = [
+    "Result",
     "Split",
     "State",
     "Tuning",
     "VideoFunction",
     "Work",
     "audited",
+    "detect",
     "explain",
     "from_nnx",
     "incremental",

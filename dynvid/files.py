@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import hashlib
 import pathlib
 import shutil
 import tempfile
@@ -63,24 +64,28 @@ def output_file(path: str | pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def cached_bytes(path: str | pathlib.Path, make: Callable[[], bytes]) -> bytes:
-    """What a file holds, or what `make` gives where there is none yet, kept for the next time.
+    """What `make` gave when it was first asked for `path`, kept there with a checksum.
 
-    A disk that cannot be written to is no error: it is made again next time.
+    It is made again where the file is broken, and not kept where it cannot be written.
 
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     cached_bytes(f"{folder}/code/a.o", lambda: b"1"), cached_bytes(
-    ...         f"{folder}/code/a.o", lambda: b"2")
-    (b'1', b'1')
+    ...     path = pathlib.Path(folder, "code", "a.o")
+    ...     first, again = (cached_bytes(path, lambda: made) for made in (b"1", b"2"))
+    ...     _ = path.write_bytes(path.read_bytes()[:-1])
+    ...     first, again, cached_bytes(path, lambda: b"3")
+    (b'1', b'1', b'3')
     """
     path = pathlib.Path(path)
-    try:
-        return path.read_bytes()
-    except OSError:
-        made = make()
+    size = hashlib.sha256().digest_size
+    with contextlib.suppress(OSError):
+        kept = path.read_bytes()
+        if hashlib.sha256(kept[size:]).digest() == kept[:size]:
+            return kept[size:]
+    made = make()
     with contextlib.suppress(OSError, UsageError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with output_file(path) as file:
-            file.write(made)
+            file.write(hashlib.sha256(made).digest() + made)
     return made
 
 

@@ -30,6 +30,7 @@ class Limits:
       total: Numbers in all arrays that are made, and in all tensors of a file together.
       constants: Numbers that folding a graph's constants makes.
       macs: Multiply-accumulates a frame.
+      window: Rows or columns of one pooling, which are taken one by one.
 
     >>> Limits().times(4).macs
     40000000000000
@@ -40,6 +41,7 @@ class Limits:
     total: int = 1 << 32
     constants: int = 1 << 26
     macs: int = 10**13
+    window: int = 512
 
     def times(self, factor: float) -> "Limits":
         """Limits that are so many times as high."""

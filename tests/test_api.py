@@ -20,8 +20,9 @@ MODULES = sorted(
 # Parameters with a default that may be given by position.
 POSITIONAL = {
     "dynvid.cli.main.main(arguments)",  # what every entry point takes
-    "dynvid.cli.run.run(source)",  # a positional argument of the command line
+    "dynvid.cli.run.run(sources)",  # a positional argument of the command line
     "dynvid.cli.tune.tune(source)",  # likewise
+    "dynvid.results.detect(model)",  # the other half of what it is about
     "dynvid.weights.onnx_operators.Node.get(default)",  # as in a dictionary
 }
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "files": set(),
     "ops": {"types"},
     "graph": _PURE,
-    "kernels": _PURE,
+    "kernels": {*_PURE, "files"},  # which keeps what was compiled
     "incremental": {*_PURE, "graph", "kernels"},
     "coding": _PURE,
     "systems": {*_CORE, "coding"},
@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "weights": _READERS,
     "tasks": {*_PURE, "models", "metrics", "video"},
     "models.zoo": {*_READERS, "weights", "tasks", "graph"},
+    "results": {*_CORE, "models.zoo", "tasks", "video", "runner"},
     "runner": {*_CORE, "systems", "models", "metrics", "measures", "tasks", "video"},
 }
 OWN = ("models.zoo", "systems.registry")  # modules that are parts by themselves

@@ -26,7 +26,7 @@ from dynvid.models.actions import CLASS_NAMES, FRAMES, SIZE
 from dynvid.models.zoo import HEADS, PIXELS, TASKS
 from dynvid.tasks import ActionRecognition, Segmentation
 from dynvid.types import Limits
-from dynvid.video.reader import VideoSource, VideoWarning
+from dynvid.video.reader import IMAGE_SUFFIXES, VideoSource, VideoWarning
 
 _TOLD = (VideoWarning, TuningWarning)  # warnings that are said in one line
 
@@ -39,6 +39,17 @@ def option(text: str, *, default: str, metavar: str | None = None) -> Any:
     return tyro.conf.arg(help=text, metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
+SourcesArgument = Annotated[
+    tyro.conf.Positional[tuple[str, ...]],
+    option(
+        "A video file, a folder of images or of videos, one image, a camera ('0' is the first) or "
+        "a stream (rtsp://, http://). Several are run one after the other, each into a folder of "
+        "its own.",
+        metavar="[SOURCE ...]",
+        default="a synthetic scene of 100 frames, seen by a fixed camera; for segmentation, by one "
+        "that drives; for action recognition, a short action",
+    ),
+]
 SourceArgument = Annotated[
     tyro.conf.Positional[str | None],
     option(
@@ -84,7 +95,7 @@ PixelsOption = Annotated[
         default="imagenet",
     ),
 ]
-ClassesOption = Annotated[
+NamesOption = Annotated[
     pathlib.Path | None,
     option(
         "A text file with the name of a class a line, in the order of the network's outputs.",
@@ -164,6 +175,25 @@ class SyntheticAction(SyntheticSource):
         yield from np.asarray(clip.frames[0, : self.length])
 
 
+_VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
+
+
+def expand_sources(sources: Sequence[str]) -> tuple[str, ...]:
+    """The sources, with the videos of a folder that has no images in its place.
+
+    >>> expand_sources(["a.mp4", "rtsp://camera/1"])
+    ('a.mp4', 'rtsp://camera/1')
+    """
+    found: list[str] = []
+    for source in sources:
+        folder = pathlib.Path(source)
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        videos = [str(file) for file in files if file.suffix.lower() in _VIDEO_SUFFIXES]
+        images = any(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
+        found += videos if videos and not images else [source]
+    return tuple(found)
+
+
 class SyntheticObjects(SyntheticSource):
     """The default for flow-guided detection: objects that move, blur and hide, and a scene cut."""
 
@@ -198,7 +228,10 @@ def open_source(
         return VideoSource(source, max_frames=max_frames)
     if flow_guided:
         return SyntheticObjects(max_frames=max_frames)
-    synthetic = {Segmentation.name: SyntheticDrive, ActionRecognition.name: SyntheticAction}
+    synthetic: dict[str, Any] = {
+        Segmentation.name: SyntheticDrive,
+        ActionRecognition.name: SyntheticAction,
+    }
     return synthetic.get(task or "", SyntheticSource)(max_frames=max_frames)
 
 
@@ -241,6 +274,21 @@ def parse_limits(times: float) -> Limits:
     if not 0 < times < math.inf:
         raise UsageError(f"--limits must be a number above 0; got {times:g}")
     return Limits().times(times)
+
+
+def parse_network_size(text: str) -> tuple[int, int]:
+    """`(height, width)` of "WIDTHxHEIGHT", or of one number for both.
+
+    Raises:
+      UsageError: It is neither.
+
+    >>> parse_network_size("640x384"), parse_network_size("640")
+    ((384, 640), (640, 640))
+    """
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if not match:
+        raise UsageError(f"--size must be WIDTHxHEIGHT or a number of pixels; got {text!r}")
+    return int(match[2] or match[1]), int(match[1])
 
 
 def check_number(name: str, value: float, *, most: float = math.inf) -> None:
@@ -307,7 +355,7 @@ def recorded_warnings() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def progress(length: int | None) -> Iterator[Callable[[Measures], None]]:
+def progress(length: int | None, *, quiet: bool = False) -> Iterator[Callable[[Measures], None]]:
     """A progress bar on the terminal; yields what takes each frame's measures."""
     console = Console(stderr=True)
     bar = Progress(
@@ -317,7 +365,7 @@ def progress(length: int | None) -> Iterator[Callable[[Measures], None]]:
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=quiet or not console.is_terminal,
         transient=True,
     )
     with bar:

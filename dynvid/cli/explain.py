@@ -20,7 +20,8 @@ from dynvid.cli.common import (
     parse_limits,
 )
 from dynvid.errors import UsageError
-from dynvid.models.zoo import load_model
+from dynvid.models.zoo import Model, load_model
+from dynvid.tasks import Measuring
 
 
 def explain(
@@ -49,14 +50,23 @@ def explain(
     """
     frame_size = None if size is None else parse_size(size)
     most = parse_limits(limits)
-    loaded = load_model(
-        model,
-        frame_size=frame_size or SyntheticSource.size,
-        task=task,
-        head=head,
-        pixels=pixels,
-        limits=most,
-    )
+
+    def load(task: str | None) -> Model:
+        return load_model(
+            model,
+            frame_size=frame_size or SyntheticSource.size,
+            task=task,
+            head=head,
+            pixels=pixels,
+            limits=most,
+        )
+
+    try:
+        loaded = load(task)
+    except UsageError:
+        if task is not None or head is not None:
+            raise
+        loaded = load(Measuring.name)  # what its outputs are for does not matter here
     if frame_size is None:
         side = loaded.task.preprocessing.longest_side
         frame_size = loaded.task.preprocessing.size or (side, side)

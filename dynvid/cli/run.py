@@ -9,7 +9,7 @@ import math
 import pathlib
 import platform
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -22,19 +22,21 @@ from rich.table import Table
 import dynvid
 from dynvid.cli.common import (
     FPS,
-    ClassesOption,
     HeadOption,
     LimitsOption,
     MaxFramesOption,
     ModelOption,
+    NamesOption,
     PixelsOption,
-    SourceArgument,
+    SourcesArgument,
     TaskOption,
     check_count,
     check_number,
+    expand_sources,
     open_source,
     option,
     parse_limits,
+    parse_network_size,
     progress,
     read_class_names,
     recorded_warnings,
@@ -58,10 +60,12 @@ from dynvid.measures import RunMeasures
 from dynvid.models.zoo import Model, load_model
 from dynvid.runner import FrameResult, run_video
 from dynvid.systems.registry import SYSTEMS, System
-from dynvid.tasks import Segmentation
+from dynvid.tasks import Detection, Segmentation
+from dynvid.tasks.detection import IOU_THRESHOLD, SCORE_THRESHOLD, chosen_detection
 from dynvid.tasks.task import Result, class_name
 from dynvid.types import Output, Params, VideoFunction
 from dynvid.video.clips import clip_frames
+from dynvid.video.detections import FORMATS, DetectionWriter
 from dynvid.video.draw import annotate_frame
 from dynvid.video.report import plot_report
 from dynvid.video.writer import VideoWriter
@@ -76,13 +80,47 @@ _SHOWN_FRAMES = 1000  # in the running chart below a frame; more than any width 
 
 
 def run(
-    source: SourceArgument = None,
+    sources: SourcesArgument = (),
     *,
     model: ModelOption = None,
     task: TaskOption = None,
     head: HeadOption = None,
     pixels: PixelsOption = None,
-    classes: ClassesOption = None,
+    names: NamesOption = None,
+    conf: Annotated[
+        float | None,
+        option(
+            "Of detectors: the least score of a box, 0..1.",
+            metavar="SCORE",
+            default=f"{SCORE_THRESHOLD:g}",
+        ),
+    ] = None,
+    iou: Annotated[
+        float | None,
+        option(
+            "Of detectors: the greatest overlap at which two boxes of a class both stay, 0..1.",
+            metavar="SHARE",
+            default=f"{IOU_THRESHOLD:g}",
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        option(
+            "Of detectors: names or numbers of the classes that are looked for, such as "
+            "person,car.",
+            metavar="NAME,...",
+            default="all",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        option(
+            "The size of the network's input, where the model leaves it open: WIDTHxHEIGHT, or "
+            "one number for a square.",
+            metavar="PIXELS",
+            default="as the model was trained",
+        ),
+    ] = None,
     system: Annotated[
         str | None,
         option(
@@ -159,6 +197,7 @@ def run(
         ),
     ] = None,
     max_frames: MaxFramesOption = None,
+    stride: Annotated[int, option("Take every so many frames only.", metavar="N", default="1")] = 1,
     limits: LimitsOption = 1.0,
     compare_dense: Annotated[
         bool,
@@ -176,12 +215,27 @@ def run(
             default="runs/ and the source's name",
         ),
     ] = None,
+    save: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="Of detectors: what else to write beside detections.jsonl: "
+            + ", ".join(FORMATS)
+            + ".",
+            metavar="FORMAT",
+            help_behavior_hint="(default: nothing)",
+        ),
+    ] = (),
+    no_video: Annotated[bool, option("Write no annotated.mp4.", default="off")] = False,
+    no_inset: Annotated[
+        bool, option("Draw no mask of changed pixels over the frame.", default="off")
+    ] = False,
+    quiet: Annotated[bool, option("Print nothing but warnings and errors.", default="off")] = False,
 ) -> int:
     """Run a network on a video, computing only what changed: detect objects, label pixels, ...
 
     Writes annotated.mp4 (results, the mask of changed pixels or the paths of regions, the work of
-    every frame), report.png (work, time and similarity of every frame) and report.json (the same in
-    numbers).
+    every frame), detections.jsonl (what a detector found, a line a frame), report.png (work, time
+    and similarity of every frame) and report.json (the same in numbers).
 
     Try:
 
@@ -189,13 +243,15 @@ def run(
 
     dynvid run street.mp4 --model yolox_nano.onnx --compare-dense
 
+    dynvid run street.mp4 --model yolo11n.onnx --classes person,car --conf 0.4 --save mot
+
     dynvid run street.mp4 --model yolov5n.pt --settings tuned.json
 
     dynvid run street.mp4 --model yolov5n.pt --target 0.9
 
     dynvid run street.mp4 --model yolov5n.pt --settings tuned.json --audit 50
 
-    dynvid run drive.mp4 --model deeplab.onnx --task segmentation --classes cityscapes.txt
+    dynvid run drive.mp4 --model deeplab.onnx --task segmentation --names cityscapes.txt
 
     dynvid run street.mp4 --model yolov5n.pt --system ifmdc --set at=model.4 levels=33
 
@@ -207,6 +263,18 @@ def run(
 
     dynvid run rtsp://camera/1 --model yolov5n.pt --max-frames 500 --out runs/door
     """
+    options_of: dict[str, Any] = {
+        name: value for name, value in locals().items() if name != "sources"
+    }
+    sources = expand_sources(sources)
+    if len(sources) > 1:
+        root = pathlib.Path("runs") if out is None else out
+        folders = _folders(root, sources)
+        for one, folder in zip(sources, folders, strict=True):
+            if code := run((one,), **options_of | {"out": folder}):
+                return code
+        return 0
+    source = sources[0] if sources else None
     if threshold is not None:
         check_number("--threshold", threshold)
     if truncation is not None:
@@ -216,7 +284,10 @@ def run(
         check_number("--target", target, most=0.99)
     check_count("--audit", audit)
     file = None if settings is None else read_settings(settings)
-    names = read_class_names(classes)
+    check_count("--stride", stride)
+    if unknown := sorted(set(save) - set(FORMATS)):
+        raise UsageError(f"--save must be of {', '.join(FORMATS)}; got {unknown[0]!r}")
+    class_names = read_class_names(names)
     chosen = choose_system(system, file)
     asked = choose_task(chosen, file, task=task, head=head)
     asked_for = parse_options(options) | _given(threshold=threshold, truncation=truncation)
@@ -242,10 +313,12 @@ def run(
         task=asked,
         head=head,
         pixels=pixels,
-        class_names=names,
+        class_names=class_names,
+        size=None if size is None else parse_network_size(size),
         limits=parse_limits(limits),
         flow_guided=flow_guided,
     )
+    loaded = _of_interest(loaded, conf=conf, iou=iou, classes=classes, save=save)
     if file is not None:
         file.check_model(loaded)
     if isinstance(loaded.task, Segmentation):
@@ -253,7 +326,7 @@ def run(
         loaded = dataclasses.replace(loaded, task=dataclasses.replace(loaded.task, percent=percent))
     out = pathlib.Path("runs", source_name(video.name)) if out is None else out
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=quiet)
     by = "" if chosen.name == "incremental" else f" by {chosen.name}"
     console.print(
         f"{video.name}, {size_text(video.size)}; {loaded.name} ({loaded.kind}){by} at "
@@ -273,6 +346,8 @@ def run(
             warn(doubt)
             messages.append(doubt)
         with contextlib.closing(iter(video)) as frames:  # type: ignore[type-var]
+            if stride > 1:
+                frames = itertools.islice(frames, 0, None, stride)
             if (order := _order(chosen, given)) is not None:
                 frames = iter(clip_frames(frames, order, name=video.name))
             most = TUNED_FRAMES if target is not None and file is None else 0
@@ -294,14 +369,39 @@ def run(
                 params=loaded.params,
                 dense=loaded.on_frames if compare_dense else None,
             )
-            with VideoWriter(folder / "annotated.mp4", fps=video.fps or FPS) as writer:
+            fps = None if video.fps is None else video.fps / stride
+            length = None if video.length is None else -(-video.length // stride)
+            with contextlib.ExitStack() as writers:
+                writer = found = None
+                detection = loaded.task if isinstance(loaded.task, Detection) else None
+                if not no_video:
+                    path = folder / "annotated.mp4"
+                    writer = writers.enter_context(VideoWriter(path, fps=fps or FPS))
+                if detection is not None:
+                    found = writers.enter_context(
+                        DetectionWriter(
+                            folder,
+                            class_names=detection.class_names,
+                            fps=video.fps,
+                            formats=save,
+                        )
+                    )
                 try:
-                    with contextlib.closing(results), progress(video.length) as advance:  # type: ignore[type-var]
+                    with (
+                        contextlib.closing(results),  # type: ignore[type-var]
+                        progress(length, quiet=quiet) as advance,
+                    ):
                         for result in results:
                             work.append(result.measures.mac_fraction)
-                            picture = _picture(loaded, result, list(work))
+                            picture = None
+                            if writer is not None:
+                                picture = _picture(loaded, result, list(work), inset=not no_inset)
                             with interrupts.held():  # a frame is kept whole or not at all
-                                writer.write(picture)
+                                if writer is not None and picture is not None:
+                                    writer.write(picture)
+                                if found is not None and detection is not None:
+                                    rows = detection.rows(result.result)
+                                    found.write(stride * measures.frames, rows)
                                 measures.add(result.measures)
                                 last = result.result
                             advance(result.measures)
@@ -336,19 +436,57 @@ def run(
         title = f"{video.name}: {loaded.name}"
         _plot(folder / "report.png", measures, chosen, title=title, target=target or TARGET)
     console.print(_summary(report, loaded, chosen, unit=chosen.score_unit(given)))
-    console.print(f"annotated.mp4, report.png and report.json are in {out}", soft_wrap=True)
+    written = [] if no_video else ["annotated.mp4"]
+    written += ["detections.jsonl"] if isinstance(loaded.task, Detection) else []
+    names_of = ", ".join([*written, "report.png"])
+    console.print(f"{names_of} and report.json are in {out}", soft_wrap=True)
     return 130 if interrupted else 0
 
 
-def _picture(model: Model, result: FrameResult, work: list[float]) -> np.ndarray:
+def _folders(root: pathlib.Path, sources: Sequence[str]) -> list[pathlib.Path]:
+    """A folder for each source, numbered where two are called alike."""
+    names = [source_name(source) for source in sources]
+    return [
+        root / (name if names.count(name) == 1 else f"{name}_{1 + names[:k].count(name)}")
+        for k, name in enumerate(names)
+    ]
+
+
+def _of_interest(
+    model: Model,
+    *,
+    conf: float | None,
+    iou: float | None,
+    classes: str | None,
+    save: tuple[str, ...],
+) -> Model:
+    """The model, with what is wanted of its detections.
+
+    Raises:
+      UsageError: It is no detector.
+    """
+    asked = {"--conf": conf, "--iou": iou, "--classes": classes, "--save": save or None}
+    given = [name for name, value in asked.items() if value is not None]
+    if not isinstance(model.task, Detection):
+        if given:
+            raise UsageError(f"{given[0]} is for detectors; {model.name} is for {model.task.name}")
+        return model
+    wanted = None if classes is None else [name for name in classes.split(",") if name.strip()]
+    task = chosen_detection(model.task, conf=conf, iou=iou, classes=wanted)
+    return dataclasses.replace(model, task=task)
+
+
+def _picture(
+    model: Model, result: FrameResult, work: list[float], *, inset: bool = True
+) -> np.ndarray:
     """Everything there is to show of a frame."""
     picture = model.task.draw(result.frame, result.result)
     carried = result.propagation
     if carried is None:
-        return annotate_frame(picture, changed=result.changed, work=work)
+        return annotate_frame(picture, changed=result.changed if inset else None, work=work)
     return annotate_frame(
         picture,
-        changed=carried.update_mask,
+        changed=carried.update_mask if inset else None,
         motion=None if carried.key else carried.motion,
         key=carried.key,
         work=work,

@@ -25,12 +25,14 @@ class Estimate:
       largest: The numbers in the largest array that is made.
       total: The numbers in all arrays that are made.
       macs: Multiply-accumulates, and what poolings take, in their time.
+      window: The longest side of a pooling's windows.
     """
 
     operations: int
     largest: int
     total: int
     macs: int
+    window: int = 0
 
     def check(self, limits: Limits) -> None:
         """Refuses what is beyond limits.
@@ -48,6 +50,7 @@ class Estimate:
             (self.operations, limits.operations, "it has {} operations", ""),
             (self.largest, limits.largest, "it would make an array of {} numbers", "billion"),
             (self.total, limits.total, "it would make arrays of {} numbers in all", "billion"),
+            (self.window, limits.window, "it has windows of {} positions a side", ""),
             (self.macs, limits.macs, "it would take {} multiply-accumulates a frame", "billion"),
         ):
             if found > most:
@@ -81,7 +84,7 @@ def estimate(fn: Callable[..., Any], *arguments: Any) -> Estimate:
 
     >>> import jax.numpy as jnp
     >>> estimate(lambda x: x @ jnp.ones((8, 2)), jax.ShapeDtypeStruct((4, 8), jnp.float32))
-    Estimate(operations=2, largest=16, total=24, macs=64)
+    Estimate(operations=2, largest=16, total=24, macs=64, window=0)
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
     nodes = inlined(jax.make_jaxpr(fn)(*shapes))
@@ -89,13 +92,15 @@ def estimate(fn: Callable[..., Any], *arguments: Any) -> Estimate:
     largest = max(sizes, default=0)
     # A constant matrix is looked into for its band: not where it is too large to be made.
     macs = sum(map(_work, nodes)) if largest <= Limits().largest else 0
-    return Estimate(len(nodes), largest, sum(sizes), macs)
+    windows = [n for node in nodes for n in node.params.get("window_dimensions", ())]
+    return Estimate(len(nodes), largest, sum(sizes), macs, max(windows, default=0))
 
 
 def _sizes(node: Node) -> list[int]:
     """The numbers in each array that an operation makes, its padded input among them."""
     sizes = [math.prod(value.shape) for value in node.outputs]
-    p, x = node.params, node.inputs[0].shape if node.inputs else ()
+    p: dict[str, Any] = node.params
+    x: tuple[Any, ...] = node.inputs[0].shape if node.inputs else ()
     if node.primitive.name == "conv_general_dilated":
         spec = p["dimension_numbers"].lhs_spec
         dilated = [(x[a] - 1) * b + 1 for a, b in zip(spec[2:], p["lhs_dilation"], strict=True)]

@@ -15,6 +15,8 @@ class Cost:
         not line up.
       single_pixels: Maps of at most this many positions run on single pixels, where their
         convolutions do not take Winograd's tiles.
+      winograd_channels: From this many channels on, in and out, convolutions run by Winograd's form
+        in cells although the device has a kernel for single positions.
       break_even: Above this share of active cells a segment runs on whole frames.
       winograd_break_even: The same where cells take Winograd's tiles and whole frames do not.
       chunk_bytes: What the windows of a chunk of cells take at most.
@@ -28,6 +30,7 @@ class Cost:
 
     cells: tuple[int, ...]
     single_pixels: int
+    winograd_channels: int
     break_even: float
     winograd_break_even: float
     chunk_bytes: int
@@ -42,6 +45,8 @@ COSTS: dict[str, Cost] = {
     "cpu": Cost(
         cells=(2, 4, 6, 8, 12, 16),
         single_pixels=32 * 32,
+        # 177 GMAC/s at 512 channels, where the kernel of single positions reaches some 110.
+        winograd_channels=256,
         break_even=0.6,
         winograd_break_even=1.0,  # less than half of the dense products: cells always win
         chunk_bytes=1 << 20,

@@ -556,7 +556,9 @@ class Runner:
             array = self.evaluate(value if node is None else node.inputs[0])
             vectors.append(vector(array, vector_shape(value, layout), layout, channels))
         maps, moved, counts = update_pixels(
-            part.program(outputs, compared, segment.grid, layouts, self.plan.halos),
+            part.program(
+                outputs, compared, segment.grid, segment.compared_cell, layouts, self.plan.halos
+            ),
             [self.padded(value) for value in part.maps],
             [self.weights[node] for node, _ in part.products],
             vectors,

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dynvid.graph.macs import node_macs
-from dynvid.graph.trace import Node
+from dynvid.graph.trace import Node, Value
 from dynvid.incremental.plan import Plan, Segment
 from dynvid.incremental.transform import plan_for
 from dynvid.types import Params
@@ -30,6 +30,8 @@ class Row:
       layer: The segment or boundary that it belongs to, a name for `truncation`.
       macs: Multiply-accumulates on one whole frame.
       note: Why it is dense, or the cell and what ends the segment.
+      everywhere: Whether it runs on cells but reads something of the whole picture, such as a mean:
+        where that moves, all of them run.
     """
 
     operation: str
@@ -38,6 +40,7 @@ class Row:
     layer: str
     macs: int
     note: str
+    everywhere: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +65,22 @@ class Explanation:
         """The part of them that can run on cells."""
         return sum(row.macs for row in self.rows if row.mode == "incremental")
 
+    @property
+    def everywhere_macs(self) -> int:
+        """The part of these that any change makes run as a whole, where nothing is held back."""
+        return sum(row.macs for row in self.rows if row.mode == "incremental" and row.everywhere)
+
     def table(self) -> Table:
         """The rows as a rich table."""
         share = self.incremental_macs / self.macs if self.macs else 0.0
-        table = Table(
-            caption=f"{self.macs / 1e9:.3f} GMACs a frame, {share:.1%} of them incremental",
-            caption_justify="left",
-        )
+        caption = f"{self.macs / 1e9:.3f} GMACs a frame, {share:.1%} of them incremental"
+        if self.everywhere_macs:
+            caption += (
+                f"; {self.everywhere_macs / self.macs:.1%} come after a statistic of the whole "
+                "picture (marked *): any change computes them anew, unless truncation holds the "
+                "statistic back"
+            )
+        table = Table(caption=caption, caption_justify="left")
         for name, justify in (
             ("operation", "left"),
             ("shape", "left"),
@@ -83,7 +95,7 @@ class Explanation:
             table.add_row(
                 row.operation,
                 "x".join(map(str, row.shape)),
-                f"[{styles[row.mode]}]{row.mode}[/]",
+                f"[{styles[row.mode]}]{row.mode}[/]{'*' * row.everywhere}",
                 row.layer,
                 f"{row.macs / 1e6:,.2f}" if row.macs else "",
                 row.note,
@@ -127,8 +139,24 @@ def explain(
     """
     plan = plan_for(fn, params, frames, cell=cell)
     where = {node: unit for unit in plan.units for node in unit.nodes}
-    rows = tuple(_row(plan, node, where.get(node)) for node in plan.graph.nodes)
+    after = _after_statistics(plan)
+    rows = tuple(
+        dataclasses.replace(_row(plan, node, where.get(node)), everywhere=node in after)
+        for node in plan.graph.nodes
+    )
     return Explanation(rows, tuple(unit.name for unit in plan.units))
+
+
+def _after_statistics(plan: Plan) -> set[Node]:
+    """The operations on maps that read what depends on the frames but has no rows and columns."""
+    found: set[Node] = set()
+    moved: set[Value] = set()
+    for node in plan.graph.nodes:
+        reads = [value for value in node.inputs if value.frame_dependent]
+        if any(value in moved or value not in plan.layouts for value in reads):
+            moved.update(value for value in node.outputs if value in plan.layouts)
+            found.update([node] if moved.intersection(node.outputs) else [])
+    return found
 
 
 def _row(plan: Plan, node: Node, unit: Any) -> Row:

@@ -57,6 +57,7 @@ class PixelSegment:
         outputs: Sequence[Value],
         compared: Sequence[bool],
         grid: tuple[int, int],
+        cell: tuple[int, int],
         layouts: dict[Value, Layout],
         halos: Halos,
     ) -> PixelProgram:
@@ -66,6 +67,7 @@ class PixelSegment:
           outputs: The values that the segment keeps.
           compared: Which of them are compared with what is kept.
           grid: Rows and columns of them.
+          cell: Rows and columns of what is compared as a whole.
           layouts: The layout of every stored value.
           halos: Its halo.
         """
@@ -82,6 +84,7 @@ class PixelSegment:
             steps=self.steps,
             outputs=tuple(map(Output, self.values, compared)),
             places=tuple(map(source, outputs)),
+            cell=cell,
         )
 
 
@@ -318,7 +321,7 @@ class _Compiler:
                 if name in _SAME:
                     return visit(node.inputs[0])
                 if name in FORMULA_OPERATIONS and self.ops[node].kind == "point":
-                    if name == "rsqrt" and node.params.get("accuracy") is not None:
+                    if node.params.get("accuracy") is not None:
                         raise UnsupportedError
                     operands = tuple(visit(v) for v in node.inputs)
                     code.append((name, operands, int(node.params.get("y", 0))))

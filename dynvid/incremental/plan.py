@@ -15,7 +15,7 @@ from dynvid.incremental.cost import Cost, cost_of
 from dynvid.incremental.geometry import Stencil, Table, cells, place
 from dynvid.incremental.pixels import PixelSegment, compile_segment
 from dynvid.incremental.program import Extent, MisalignedError, Program
-from dynvid.incremental.rules import Layout, SpatialOp, Window, spatial_op
+from dynvid.incremental.rules import Layout, SpatialOp, Window, kernel_order, spatial_op
 from dynvid.kernels.masked_conv import pixels_run_on
 from dynvid.ops.cells import chunk_size
 
@@ -35,6 +35,7 @@ class Segment:
       on_frame: How to compute the whole frame.
       on_pixels: The pixel program that computes single positions in one call; None where the loop
         over cells does.
+      compared_cell: Rows and columns of what a pixel program compares with the cache as a whole.
       break_even: Above this share of active cells it runs densely.
       macs: Multiply-accumulates of the whole frame, for one stream.
     """
@@ -48,6 +49,7 @@ class Segment:
     on_cells: Program | None
     on_frame: Program
     on_pixels: PixelSegment | None
+    compared_cell: tuple[int, int]
     break_even: float
     macs: int
 
@@ -415,7 +417,8 @@ def _segment(
     on_frame = program.build(outputs, program.whole(*grid), **arguments)
     cost = planner.cost
     on_pixels = None
-    if planner.pixels and not planner.cell and grid != (1, 1):
+    by_loop = planner.cell or _is_wide(on_frame, planner.layouts, cost)
+    if planner.pixels and not by_loop and grid != (1, 1):
         on_pixels = compile_segment(on_frame, outputs, planner.ops, planner.layouts)
     if on_pixels is not None:
         try:
@@ -433,12 +436,14 @@ def _segment(
             on_cells=on_cells,
             on_frame=on_frame,
             on_pixels=on_pixels,
+            # Truncation by cells keeps more of what matters at the same arithmetic.
+            compared_cell=(1, 1) if _is_small(grid, cost) else (cost.cells[0], cost.cells[0]),
             break_even=1.0,
             macs=on_frame.macs(),
         )
     pooled = planner._grid(planner.members[unit][0].outputs[0])[0] // grid[0]
     wished = (planner.cell,) if planner.cell else cost.cells
-    small = grid[0] * grid[1] <= cost.single_pixels and not _uses_winograd(on_frame)
+    small = _is_small(grid, cost) and not _uses_winograd(on_frame)
     if small and not planner.cell:
         wished = (1, *wished)
     on_cells = None
@@ -474,9 +479,25 @@ def _segment(
         on_cells=on_cells,
         on_frame=on_frame,
         on_pixels=None,
+        compared_cell=cell,
         break_even=_break_even(on_cells, cost) if on_cells is not None else 0.0,
         macs=on_frame.macs(),
     )
+
+
+def _is_wide(part: Program, layouts: dict[Value, Layout], cost: Cost) -> bool:
+    """Whether Winograd's products save more than single positions do."""
+    for step in part.steps:
+        if step.op.winograd:
+            order = kernel_order(step.node, layouts[step.node.inputs[0]])
+            depth, features = (step.node.inputs[1].shape[axis] for axis in order[2:])
+            if min(depth, features) >= cost.winograd_channels:
+                return True
+    return False
+
+
+def _is_small(grid: tuple[int, int], cost: Cost) -> bool:
+    return grid[0] * grid[1] <= cost.single_pixels
 
 
 def _uses_winograd(part: Program) -> bool:

@@ -73,7 +73,8 @@ def incremental(
       changes: Another rule of what counts as changed, such as `camera_changes` of
         `dynvid.ops.difference` for frames as cameras give them; `threshold` means what the rule
         says. None compares pixels with the threshold.
-      cell: The side of a cell; chosen by layer where None.
+      cell: The side of a cell of XLA's loop; None for single positions by the device's own kernel
+        where it has one for a layer, else chosen by layer.
       break_even: Above this share of active cells a layer runs on whole frames, 0 to 1; as measured
         on the device where None, never where 1.
       reach: What a changed pixel marks in a layer: with "geometry" all positions that it reaches

@@ -154,8 +154,8 @@ class FeatureNetwork(nnx.Module):
         if deformable and block != "bottleneck":
             raise ValueError(f'deformable must be False for block "basic"; got {deformable}')
         if deformable:
-            for block in self.backbone.groups[-1]:
-                block.convs[1].conv = DeformableConv(
+            for part in self.backbone.groups[-1]:
+                part.convs[1].conv = DeformableConv(
                     8 * width, 8 * width, 3, dilation=2, groups=4, rngs=rngs
                 )
         self.reduce = nnx.Conv(

@@ -198,7 +198,7 @@ def start_as_shortcuts(module: nnx.Module) -> None:
     """
     for _, part in nnx.iter_graph(module):
         if isinstance(part, Bottleneck | BasicBlock):
-            scale = part.convs[-1].norm.scale
+            scale: Any = part.convs[-1].norm.scale
             scale[...] = 0 * scale[...]
 
 

@@ -317,6 +317,7 @@ def load_model(
     head: str | None = None,
     pixels: str | None = None,
     class_names: Sequence[str] | None = None,
+    size: tuple[int, int] | None = None,
     limits: Limits | None = None,
     flow_guided: bool = False,
 ) -> Model:
@@ -336,6 +337,8 @@ def load_model(
       head: One of `HEADS`, for detectors; told from the model where None.
       pixels: One of `PIXELS`, for the other tasks; "imagenet" where None.
       class_names: The name of each class index, in place of the head's.
+      size: (height, width) of the network's input, where the file leaves it open; as the network
+        was trained where None.
       limits: What a file may ask for; the usual ones where None.
       flow_guided: Whether the detector that comes with the package is to be the one whose features
         can be carried from frame to frame.
@@ -381,6 +384,18 @@ def load_model(
         file = _File("shipped detector", network, params, (height, width), "synthetic")
     else:
         file = _read(path, frame_size, limits or Limits())
+    if size is not None:
+        if (
+            file.size is not None
+            and file.size != size
+            and path is not None
+            and (path.suffix in (".onnx", ".caffemodel"))
+        ):
+            raise UsageError(
+                f"--size must be {file.size[1]}x{file.size[0]}, which {file.name} was made for; "
+                f"got {size[1]}x{size[0]}"
+            )
+        file = dataclasses.replace(file, size=size)
     model = dataclasses.replace(
         _fit(file, frame_size, task, head, pixels), clips=clips, flow_guided=parts
     )
@@ -480,7 +495,7 @@ def _read(path: pathlib.Path, frame_size: tuple[int, int], limits: Limits) -> _F
             size = (ssd.SIZE, ssd.SIZE)
         elif path.suffix == ".cfg":
             files.append(path.with_suffix(".weights"))
-            network, params = load_darknet(path, weights=files[1])
+            network, params = load_darknet(path, weights=files[1], limits=limits)
             size = network.size
         elif path.suffix == ".pth":
             network, params = load_espnet(path)
@@ -511,6 +526,14 @@ def _fit(
     pixels: str | None,
 ) -> Model:
     """The model that a file is, checked against frames of a size."""
+    if task == Measuring.name and head is None:
+        own = file.task.preprocessing if file.task is not None else None
+        if own is None:
+            own = HEADS[file.head].preprocessing if file.head else PIXELS[pixels or "unit"]
+        measuring = Measuring(preprocessing=dataclasses.replace(own, size=file.size or own.size))
+        model = Model(file.name, file.network, file.params, measuring, digest=file.digest)
+        model.check(frame_size)
+        return model
     if file.head is not None and task not in (None, Detection.name):
         raise UsageError(f"{file.name} is a detector, not a network of {task}")
     if file.task is not None:
@@ -527,12 +550,6 @@ def _fit(
             raise UsageError(f"--pixels is for models that are no detectors; {file.name} is one")
         outlines = task == InstanceSegmentation.name
         model = _detector(file, head or file.head or "", outlines=outlines)
-        model.check(frame_size)
-        return model
-    if task == Measuring.name:
-        preprocessing = dataclasses.replace(PIXELS[pixels or "unit"], size=file.size)
-        model = Model(file.name, file.network, file.params, Measuring(preprocessing=preprocessing),
-                      digest=file.digest)  # fmt: skip
         model.check(frame_size)
         return model
     exported = _exported(file)
@@ -631,7 +648,7 @@ def _of_outputs(file: _File, frame_size: tuple[int, int], task: str | None, pixe
     first = getattr(file.network, "channels_first", False)
     tasks: dict[int, Task] = {
         4: Segmentation(preprocessing=of_maps, channels_first=first),
-        2: _OF_FRAMES.get(task, Classification)(preprocessing=of_frames),
+        2: _OF_FRAMES.get(task or "", Classification)(preprocessing=of_frames),
     }
     found = {}
     for rank, candidate in tasks.items():

@@ -33,7 +33,7 @@ from dynvid.systems.flow_detection import (
     split_detector,
 )
 from dynvid.systems.flow_detection.system import THRESHOLDS as KEY_THRESHOLDS
-from dynvid.systems.flow_detection.system import Aggregation, KeyRule, Propagated
+from dynvid.systems.flow_detection.system import KeyRule, Propagated
 from dynvid.systems.ifmdc import Settings, calibrated_settings, ifmdc_network
 from dynvid.types import Frames, Output, Params, VideoFunction
 
@@ -402,9 +402,6 @@ def _flow_detection(
     *,
     at: str | Sequence[str] | None,
     motion: str,
-    aggregate: Aggregation | None,
-    consistency_threshold: float | None,
-    margin: int | None,
     **options: Any,
 ) -> VideoFunction:
     """Flow-guided detection with any detector, cut in two, and nothing trained for it.
@@ -415,11 +412,8 @@ def _flow_detection(
     """
     parts: FlowDetectionNetworks | None = getattr(network, "flow_guided", None)
     if parts is not None and at is None and motion == "network":
-        return _as_trained(
-            network, frames, parts, aggregate="recursive" if aggregate is None else aggregate,
-            consistency_threshold=consistency_threshold, margin=0 if margin is None else margin,
-            **options,
-        )  # fmt: skip
+        own = _filled(options, aggregate="recursive", margin=0)
+        return _as_trained(network, frames, parts, **own)
     frame_size = (frames[0].shape[1], frames[0].shape[2])
     multiple = math.lcm(MULTIPLE, network.multiple)
     image = jax.eval_shape(network.resize, frames[0][:1])
@@ -429,7 +423,8 @@ def _flow_detection(
     shapes = jax.tree.leaves(jax.eval_shape(cut.features, network.params, image))
     finest = max(shapes, key=lambda x: x.shape[1] * x.shape[2]).shape
     # Pixels that are compared, four at most a side: no larger than a position of the features.
-    block = next(n for n in (4, 2, 1) if n * finest[1] <= size[0] and n * finest[2] <= size[1])
+    blocks = (n for n in (4, 2) if n * finest[1] <= size[0] and n * finest[2] <= size[1])
+    block = next(blocks, 1)
     driving = load_driving_networks()
 
     def flow(params: Params, current: jax.Array, key: jax.Array) -> Motion:
@@ -445,17 +440,22 @@ def _flow_detection(
         embed=lambda params, features: features,
         consistency="residual",
         consistency_block=block,
-        consistency_threshold=_UNEXPLAINED
-        if consistency_threshold is None
-        else consistency_threshold,
-        margin=_AROUND if margin is None else margin,
-        aggregate="none" if aggregate is None else aggregate,
         multiple=multiple,
-        **options,
+        **_filled(
+            options,
+            aggregate="none",
+            margin=_AROUND,
+            consistency_threshold=_UNEXPLAINED,
+        ),
     )
     return _of_camera(
         network, frame_size, video, lambda p: FlowDetectionParams(p, p, driving.params[1])
     )
+
+
+def _filled(options: Mapping[str, Any], **usual: Any) -> dict[str, Any]:
+    """Options with what stands for null."""
+    return {**options} | {name: x for name, x in usual.items() if options[name] is None}
 
 
 def _as_trained(

@@ -23,8 +23,8 @@ class Measuring(Task):
 
     >>> task = Measuring(preprocessing=Preprocessing(placement="stretch", white=1))
     >>> a = task.decode(None, {"y": jnp.ones((1, 4)), "n": jnp.int32(3)}, frame_size=(8, 8))
-    >>> a.shape, task.compare(a, a).score.item(), task.compare(a, 0.5 * a).score.item()
-    ((1, 4), 1.0, 0.5)
+    >>> a.shape, task.compare(a, a).score.tolist(), task.compare(a, 0.5 * a).score.tolist()
+    ((1, 4), [1.0], [0.5])
     """
 
     name: ClassVar[str] = "none"
@@ -48,8 +48,8 @@ class Measuring(Task):
         """One less the relative error, at least 0; all frames weigh the same."""
         error = jnp.linalg.norm(found - expected, axis=1)
         size = jnp.linalg.norm(expected, axis=1)
-        score = jnp.clip(1 - error / jnp.where(size > 0, size, 1), 0, 1)
-        return Agreement(score, jnp.ones_like(score))
+        share = jnp.clip(1 - error / jnp.where(size > 0, size, 1), 0, 1)
+        return Agreement(share, jnp.ones_like(share))
 
     def draw(self, frame: np.ndarray, result: np.ndarray) -> np.ndarray:
         """The frame as it is."""

@@ -4,7 +4,6 @@ Zhu et al., Towards High Performance Video Object Detection, 2018 ("Zhu" below),
 code of Deep Feature Flow (2017, "DFF").
 """
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -88,13 +87,13 @@ class ImageNetPairs:
         )
         upright, lying = max(heights) > short, max(widths) > short
         size = (long if upright else short, long if lying or not upright else short)
-        truths = [self._slotted(current) for _, current, _ in pairs]
-        return DetectionPairs(
-            key=np.stack([_padded(key.frame, size) for key, _, _ in pairs]),
-            current=np.stack([_padded(current.frame, size) for _, current, _ in pairs]),
-            truth=DetectionTruth(*(np.stack(part) for part in zip(*truths, strict=True))),
-            gap=np.array([gap for _, _, gap in pairs], np.int32),
-        )  # type: ignore[arg-type]  # arrays of NumPy: they go to the device when they are used
+        truths = zip(*(self._slotted(current) for _, current, _ in pairs), strict=True)
+        truth: list[Any] = [np.stack(part) for part in truths]
+        # Arrays of NumPy: they go to the device when they are used.
+        key: Any = np.stack([_padded(key.frame, size) for key, _, _ in pairs])
+        current: Any = np.stack([_padded(current.frame, size) for _, current, _ in pairs])
+        gap: Any = np.array([gap for _, _, gap in pairs], np.int32)
+        return DetectionPairs(key, current, DetectionTruth(*truth), gap)
 
     def _pair(self, index: int) -> tuple[Example, Example, int]:
         """Key frame, current frame and gap of a pair."""
@@ -166,16 +165,17 @@ def read_ahead(
     """
     grain = require("grain")
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    batches = numbers = None
+    batches: Any = None
+    following = 0
 
     def batch_at(step: int) -> DetectionPairs:
-        nonlocal batches, numbers
+        nonlocal batches, following
         if batches is None:
             batches = iter(grain.MapDataset.source(source)[step:].to_iter_dataset(options))
-            numbers = itertools.count(step)
-        expected = next(numbers)
-        if step != expected:
-            raise ValueError(f"step must be {expected}, the next; got {step}")
+            following = step
+        if step != following:
+            raise ValueError(f"step must be {following}, the next; got {step}")
+        following += 1
         return next(batches)
 
     return batch_at

@@ -307,7 +307,8 @@ def _announced(container) -> tuple[int | None, int]:
 
 def _pictures(path: pathlib.Path) -> Iterator[Any]:
     """How many pictures an image file holds, then each of them: more than one in an animation."""
-    with iio.imopen(path, "r", plugin="pillow") as file:
+    opened: Any = iio.imopen(path, "r", plugin="pillow")
+    with opened as file:
         with Image.open(path) as image:
             count = getattr(image, "n_frames", 1)
         yield count
@@ -319,7 +320,7 @@ def _why_no_image(path: pathlib.Path, error: BaseException) -> str:
     """Why an image cannot be read, without what the libraries call themselves."""
     if path.is_file() and not path.stat().st_size:
         return "it is empty"
-    unknown = isinstance(error, UnidentifiedImageError) or "plugin" in str(error)
+    unknown = isinstance(error, UnidentifiedImageError) or "`pillow`" in str(error)
     return "it is no image that is known, or damaged" if unknown else reason(error)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynvid.models.darknet import Convolution, Darknet, build_darknet, parse_cfg
-from dynvid.types import Params
+from dynvid.types import Limits, Params
 
 # Added to the variance, as in OpenCV. Darknet's own sources differ, sqrt(v) + 1e-6 in one place and
 # sqrt(v + 1e-5) in others: the heads of Yolo-Fastest move by less than 0.01 from one to the other.
@@ -17,7 +17,11 @@ _EPSILON = 1e-6
 
 
 def load_darknet(
-    cfg: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None = None, seed: int = 0
+    cfg: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    limits: Limits | None = None,
 ) -> tuple[Darknet, Params]:
     """The network of a Darknet `.cfg` file and its weights.
 
@@ -28,6 +32,7 @@ def load_darknet(
       cfg: The description.
       weights: The `.weights` file that goes with it; random weights where there is none.
       seed: Of random weights.
+      limits: How many layers and weights there may be; the usual ones where None.
 
     Returns:
       `(fn, params)`: `fn(params, images)` takes images `(S, H, W, 3)`, RGB, floating in
@@ -49,6 +54,7 @@ def load_darknet(
         data = file.read()
     try:
         network = build_darknet(parse_cfg(data.decode()))
+        _check(network, limits or Limits(), drawn=weights is None)
     except UnicodeDecodeError as error:
         raise ValueError(f"{cfg}: not text (byte {error.start})") from error
     except ValueError as error:
@@ -61,6 +67,19 @@ def load_darknet(
         return network, _parameters(network, data)
     except ValueError as error:
         raise ValueError(f"{weights}: not the weights of {cfg} ({error})") from error
+
+
+def _check(network: Darknet, limits: Limits, *, drawn: bool) -> None:
+    """Refuses what is too large before a weight is drawn or a layer traced.
+
+    Weights that come in a file have room in it, or are refused for that.
+    """
+    for count, most, what in (
+        (len(network.layers), limits.operations, "layers"),
+        (network.parameter_count if drawn else 0, limits.total, "weights"),
+    ):
+        if count > most:
+            raise ValueError(f"it has {count:,} {what}, the limit is {most:,}")
 
 
 def _header(data: bytes) -> int:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynvid.errors import one_line
 from dynvid.types import Frames, Limits, Output, Params
 from dynvid.weights.onnx_check import check_graph, output_numbers
 from dynvid.weights.onnx_operators import (
@@ -24,13 +25,15 @@ from dynvid.weights.onnx_operators import (
     transposed_kernel,
 )
 
-_WEIGHTED = {"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "InstanceNormalization",
-             "MatMul", "PRelu"}  # fmt: skip
+_WEIGHTED = {"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "GroupNormalization",
+             "InstanceNormalization", "LayerNormalization", "MatMul", "PRelu"}  # fmt: skip
 """Operators whose constants are weights however small; elsewhere a scalar is a literal."""
 
 _STRUCTURAL = {
-    "Clip": 1, "ConstantOfShape": 0, "Dropout": 1, "Expand": 1, "Pad": 1, "Range": 0, "Reshape": 1,
-    "Resize": 1, "Slice": 1, "Split": 1, "Squeeze": 1, "Tile": 1, "Unsqueeze": 1, "Upsample": 1,
+    "Clip": 1, "ConstantOfShape": 0, "CumSum": 1, "Dropout": 1, "Expand": 1,
+    "OneHot": 1, "Pad": 1, "Range": 0, "Reshape": 1,
+    "Resize": 1, "Slice": 1, "Split": 1, "Squeeze": 1, "Tile": 1, "TopK": 1,
+    "Unsqueeze": 1, "Upsample": 1,
     "ReduceL2": 1, "ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "ReduceProd": 1, "ReduceSum": 1,
 }  # fmt: skip
 """The first input of each operator that must be constant, as all after it must be."""
@@ -91,7 +94,7 @@ def load_onnx(
         raise ValueError(f"{path}: {error}") from error.__cause__
     except Exception as error:
         # Whatever a damaged or hostile graph makes of the reader, the caller gets one line.
-        raise ValueError(f"{path}: not a graph that can be read ({error})") from error
+        raise ValueError(f"{path}: not a graph that can be read ({one_line(error)})") from error
 
 
 class _Refused(Exception):  # noqa: N818  (what is wrong with the file, in words)
@@ -228,7 +231,9 @@ class OnnxFunction:
             except Exception as error:  # whatever attributes that make no sense lead to
                 if streams:
                     raise _MixesStreams from error
-                raise ValueError(f"{self.name}: node {node.name!r} ({node.op}): {error}") from error
+                raise ValueError(
+                    f"{self.name}: node {node.name!r} ({node.op}): {one_line(error)}"
+                ) from error
             values.update(zip(node.outputs, results, strict=False))
         found = {name: _plain(values[name]) for name in self.outputs}
         return found if len(found) > 1 else found[self.outputs[0]]
@@ -295,8 +300,17 @@ def _mixes_streams(node: Node, inputs: list[Value | None], dependent: list[Tenso
         return axes is None or 0 in np.asarray(axes) % rank
     if node.op == "Transpose":
         return node.get("perm", [rank - 1])[0] != 0
-    if node.op == "Gather":
+    if node.op in ("Gather", "GatherElements"):
         return node.get("axis", 0) % rank == 0
+    if node.op == "TopK":
+        return node.get("axis", -1) % rank == 0
+    if node.op == "CumSum":
+        return int(np.asarray(inputs[1]).reshape(-1)[0]) % rank == 0
+    if node.op in ("GatherND", "ScatterND"):
+        return True
+    if node.op == "Einsum":
+        terms = node.get("equation").decode().replace(" ", "").replace("->", ",").split(",")
+        return len({term[:1] for term in terms}) > 1 or "." in terms[0]
     if node.op == "Gemm":
         return bool(node.get("transA", 0))
     return any(value.ndim != rank for value in dependent)
@@ -321,7 +335,7 @@ def _read(onnx: Any, path: str | os.PathLike[str], limits: Limits) -> Any:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own errors differ from version to version
-        raise ValueError(f"{path}: not a complete ONNX model ({error})") from error
+        raise ValueError(f"{path}: not a complete ONNX model ({one_line(error)})") from error
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise ValueError(f"{path}: not a complete ONNX model (no graph, output or operator set)")
     if unknown := sorted({_operator(node) for node in model.graph.node} - set(OPERATORS)):
@@ -332,7 +346,7 @@ def _read(onnx: Any, path: str | os.PathLike[str], limits: Limits) -> Any:
     except FileNotFoundError as error:
         raise ValueError(f"{path}: its tensors are not beside it ({error})") from error
     except Exception as error:
-        raise ValueError(f"{path}: not a graph that can be read ({error})") from error
+        raise ValueError(f"{path}: not a graph that can be read ({one_line(error)})") from error
     return model
 
 

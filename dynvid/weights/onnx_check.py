@@ -103,4 +103,5 @@ def _type(onnx: Any, array: np.ndarray) -> int:
 def _numbers(dims: Sequence[Any], largest: int) -> int:
     sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
     # Where inference leaves a side open, the operators that are folded take parts of what they got.
-    return largest if None in sizes else math.prod(max(size, 0) for size in sizes)
+    known = [max(size, 0) for size in sizes if size is not None]
+    return math.prod(known) if len(known) == len(sizes) else largest

@@ -281,6 +281,12 @@ def _fold(node: Node, *values: Value) -> Tensor:
     return Tensor(functools.reduce(_BINARY[node.op], arrays), order)
 
 
+@_operator("Mod")
+def _mod(node: Node, x: Value, y: Value) -> Tensor:
+    arrays, order = _align(x, y)
+    return Tensor((jnp.fmod if node.get("fmod", 0) else jnp.mod)(*arrays), order)
+
+
 @_operator("Where")
 def _where(node: Node, condition: Value, x: Value, y: Value) -> Tensor:
     arrays, order = _align(condition, x, y)
@@ -413,6 +419,42 @@ def _instance_normalization(node: Node, x: Tensor, scale: Value, bias: Value) ->
     variance = jnp.mean(jnp.square(x.array - mean), axes, keepdims=True)
     gain = _per_channel(scale, x) / jnp.sqrt(variance + node.get("epsilon", 1e-5))
     return x.like((x.array - mean) * gain + _per_channel(bias, x))
+
+
+@_operator("LayerNormalization")
+def _layer_normalization(node: Node, x: Tensor, scale: Value, bias: Value | None = None) -> Tensor:
+    first = node.get("axis", -1) % x.ndim
+    axes = tuple(x.position(axis) for axis in range(first, x.ndim))
+    mean = jnp.mean(x.array, axes, keepdims=True)
+    variance = jnp.mean(jnp.square(x.array - mean), axes, keepdims=True)
+    normal = x.like((x.array - mean) / jnp.sqrt(variance + node.get("epsilon", 1e-5)))
+    return _scaled(normal, scale, bias)
+
+
+def _scaled(x: Tensor, scale: Value, bias: Value | None) -> Tensor:
+    (array, gain), order = _align(x, as_tensor(scale))
+    scaled = Tensor(array * gain, order)
+    if bias is None:
+        return scaled
+    (array, offset), order = _align(scaled, as_tensor(bias))
+    return Tensor(array + offset, order)
+
+
+@_operator("GroupNormalization")
+def _group_normalization(node: Node, x: Tensor, scale: Value, bias: Value) -> Tensor:
+    groups, (streams, channels, *plane) = node.get("num_groups"), x.shape
+    split = reshape(x, (streams, groups, channels // groups, *plane))
+    axes = tuple(split.position(axis) for axis in range(2, split.ndim))
+    mean = jnp.mean(split.array, axes, keepdims=True)
+    variance = jnp.mean(jnp.square(split.array - mean), axes, keepdims=True)
+    normal = split.like((split.array - mean) / jnp.sqrt(variance + node.get("epsilon", 1e-5)))
+    normal = reshape(normal, x.shape)
+    gain, offset = (as_tensor(value).plain() for value in (scale, bias))
+    if node.opset < 21:  # one a group, later one a channel
+        gain, offset = (jnp.repeat(array, channels // groups) for array in (gain, offset))
+    every = (channels, *(1,) * len(plane))
+    of_channels: list[Any] = [array.reshape(every) for array in (gain, offset)]
+    return _scaled(normal, *map(as_tensor, of_channels))
 
 
 @_operator("LRN")
@@ -905,6 +947,179 @@ def _arg(node: Node, x: Tensor) -> Tensor:
     function = jnp.argmax if node.op == "ArgMax" else jnp.argmin
     index = x.like(function(x.array, x.position(axis), keepdims=True))
     return index if node.get("keepdims", 1) else _drop_axes(index, {axis})
+
+
+@_operator("CumSum")
+def _cumulative_sum(node: Node, x: Tensor, axis: Value) -> Tensor:
+    (chosen,) = _integers(axis, "axis")
+    place = x.position(chosen)
+    array = jnp.flip(x.array, place) if node.get("reverse", 0) else x.array
+    total = jnp.cumsum(array, place)
+    if node.get("exclusive", 0):
+        before = lax.slice_in_dim(total, 0, total.shape[place] - 1, axis=place)
+        first = jnp.zeros_like(lax.slice_in_dim(total, 0, 1, axis=place))
+        total = jnp.concatenate([first, before], place)
+    return x.like(jnp.flip(total, place) if node.get("reverse", 0) else total)
+
+
+@_operator("TopK")
+def _top_k(node: Node, x: Tensor, k: Value) -> tuple[Tensor, Tensor]:
+    (count,) = _integers(k, "K")
+    place = x.position(node.get("axis", -1))
+    if not 0 <= count <= x.array.shape[place]:
+        raise ValueError(f"K must be of 0 .. {x.array.shape[place]}; got {count}")
+    last = jnp.moveaxis(x.array, place, -1)
+    largest = node.get("largest", 1)
+    values, index = lax.top_k(last if largest else -last, count)
+    values = values if largest else -values
+    return x.like(jnp.moveaxis(values, -1, place)), x.like(jnp.moveaxis(index, -1, place))
+
+
+# ----------------------------------------------------------------------------- by index
+
+
+def _index(value: Value, size: int) -> Any:
+    """Positions along an axis, in the graph's own order; negative ones count from the end."""
+    index = as_tensor(value).plain()
+    return jnp.where(index < 0, index + size, index)
+
+
+@_operator("GatherElements")
+def _gather_elements(node: Node, x: Value, indices: Value) -> Tensor:
+    data, axis = as_tensor(x).plain(), node.get("axis", 0)
+    axis %= data.ndim
+    index = _index(indices, data.shape[axis])
+    parts = [slice(None) if a == axis else slice(n) for a, n in enumerate(index.shape)]
+    taken = jnp.take_along_axis(jnp.asarray(data)[tuple(parts)], index, axis, mode="clip")
+    return Tensor(taken, tuple(range(data.ndim)))
+
+
+@_operator("GatherND")
+def _gather_nd(node: Node, x: Value, indices: Value) -> Tensor:
+    if node.get("batch_dims", 0):
+        raise ValueError("batch_dims is not supported")
+    data, index = jnp.asarray(as_tensor(x).plain()), as_tensor(indices).plain()
+    taken = data[_places(data, index)]
+    return Tensor(taken, tuple(range(taken.ndim)))
+
+
+@_operator("ScatterND")
+def _scatter_nd(node: Node, x: Value, indices: Value, updates: Value) -> Tensor:
+    data, index = jnp.asarray(as_tensor(x).plain()), as_tensor(indices).plain()
+    place = data.at[_places(data, index)]
+    put = {b"none": place.set, b"add": place.add, b"mul": place.multiply,
+           b"min": place.min, b"max": place.max}  # fmt: skip
+    result = put[node.get("reduction", b"none")](as_tensor(updates).plain())
+    return Tensor(result, tuple(range(result.ndim)))
+
+
+def _places(data: Any, index: Any) -> tuple[Any, ...]:
+    parts = [index[..., axis] for axis in range(index.shape[-1])]
+    return tuple(
+        jnp.where(part < 0, part + n, part) for part, n in zip(parts, data.shape, strict=False)
+    )
+
+
+@_operator("OneHot")
+def _one_hot(node: Node, indices: Value, depth: Value, values: Value) -> Tensor:
+    (count,), (off, on) = _integers(depth, "depth"), _static(values, "values").reshape(-1)
+    index = _index(indices, count)
+    axis = node.get("axis", -1) % (index.ndim + 1)
+    hot = jnp.expand_dims(index, axis) == jnp.arange(count).reshape(
+        [-1 if a == axis else 1 for a in range(index.ndim + 1)]
+    )
+    return Tensor(jnp.where(hot, on, off), tuple(range(hot.ndim)))
+
+
+@_operator("GridSample")
+def _grid_sample(node: Node, x: Tensor, grid: Value) -> Tensor:
+    images, at = _images(x), as_tensor(grid).plain()
+    mode, border = node.get("mode", b"linear"), node.get("padding_mode", b"zeros")
+    if mode not in (b"bilinear", b"linear", b"nearest") or border not in (b"zeros", b"border"):
+        raise ValueError(f"mode {mode!r} with padding_mode {border!r} is not supported")
+    streams, height, width, _ = images.shape
+    stream = jnp.arange(streams)[:, None, None]
+    places = []
+    for axis, size in ((1, height), (0, width)):
+        half = (at[..., axis] + 1) / 2
+        place = half * (size - 1) if node.get("align_corners", 0) else half * size - 0.5
+        places.append(jnp.clip(place, 0, size - 1) if border == b"border" else place)
+
+    def pixel(row: Any, column: Any) -> Any:
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        row, column = (
+            jnp.clip(p, 0, n - 1).astype(jnp.int32) for p, n in ((row, height), (column, width))
+        )
+        return jnp.where(inside[..., None], images[stream, row, column], 0)
+
+    if mode == b"nearest":
+        return Tensor(pixel(*map(jnp.round, places)), NHWC)
+    (top, left), total = map(jnp.floor, places), 0.0
+    for row in (top, top + 1):
+        for column in (left, left + 1):
+            weight = (1 - jnp.abs(places[0] - row)) * (1 - jnp.abs(places[1] - column))
+            total = total + weight[..., None] * pixel(row, column)
+    return Tensor(total, NHWC)
+
+
+@_operator("Einsum")
+def _einsum(node: Node, *values: Value) -> Tensor:
+    product = jnp.einsum(
+        node.get("equation").decode(), *(as_tensor(value).plain() for value in values)
+    )
+    return Tensor(product, tuple(range(product.ndim)))
+
+
+# ----------------------------------------------------------------------------- eight bits
+
+
+def _along_axis(value: Value, x: Tensor, axis: int) -> Any:
+    """A scale or zero point, one or one for each position of an axis, to go with `x.array`."""
+    array = as_tensor(value).plain()
+    if not array.ndim or array.size == 1:
+        return array.reshape(())
+    shape = [1] * x.ndim
+    shape[x.position(axis)] = -1
+    return array.reshape(shape)
+
+
+@_operator("DequantizeLinear")
+def _dequantize(node: Node, x: Value, scale: Value, zero: Value | None = None) -> Tensor:
+    held, axis = as_tensor(x), node.get("axis", 1)
+    array = jnp.asarray(held.array).astype(jnp.float32)
+    if zero is not None:
+        array = array - jnp.asarray(_along_axis(zero, held, axis)).astype(jnp.float32)
+    return held.like(array * _along_axis(scale, held, axis))
+
+
+@_operator("QuantizeLinear")
+def _quantize(node: Node, x: Tensor, scale: Value, zero: Value | None = None) -> Tensor:
+    axis = node.get("axis", 1)
+    return _quantized(x, _along_axis(scale, x, axis), zero, axis)
+
+
+def _quantized(x: Tensor, scale: Any, zero: Value | None, axis: int) -> Tensor:
+    dtype = jnp.uint8 if zero is None else as_tensor(zero).array.dtype
+    level = jnp.round(x.array / scale)
+    if zero is not None:
+        level = level + jnp.asarray(_along_axis(zero, x, axis)).astype(jnp.float32)
+    limits = jnp.iinfo(dtype)
+    return x.like(jnp.clip(level, limits.min, limits.max).astype(dtype))
+
+
+@_operator("QLinearConv")
+def _quantized_convolution(node: Node, *values: Value) -> Tensor:
+    x, x_scale, x_zero, kernel, scale, zero, y_scale, y_zero, *bias = values
+    # Sums of products of bytes are whole numbers: exact in float32 up to 2^24.
+    levels = _dequantize(node, x, np.ones((), np.float32), x_zero)
+    weights = _dequantize(
+        dataclasses.replace(node, attributes={"axis": 0}), kernel, np.ones((), np.float32), zero
+    )
+    offset = [as_tensor(b).plain().astype(jnp.float32) for b in bias[:1]]
+    total = _conv(node, levels, weights, *(Tensor(b, (0,)) for b in offset))
+    factor = as_tensor(x_scale).plain().reshape(()) * _along_axis(scale, total, 1)
+    real = total.like(total.array * factor)
+    return _quantized(real, as_tensor(y_scale).plain().reshape(()), y_zero, 1)
 
 
 for _name in ("Constant", "ConstantOfShape", "Range"):

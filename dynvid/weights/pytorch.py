@@ -1,5 +1,8 @@
 """Reading the tensors of PyTorch checkpoints without running anything that is pickled in them."""
 
+# The unpickler that is written in Python has no stubs.
+# pyright: reportAttributeAccessIssue=false
+
 import collections
 import io
 import math
@@ -12,6 +15,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from dynvid.errors import one_line
 from dynvid.types import Limits
 
 _DTYPES = {
@@ -35,6 +39,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # opens files of PyTorch before 1.6
 _MOST_OPCODES = 1 << 20  # of one pickle, and of what is walked of it: large networks have 10^5
 _MOST_DEPTH = 64  # of lists, dicts and modules in each other
 _MOST_AXES = 16
+_MOST_SAID = 300  # characters of a message, which may quote the file
 _MOST_INTEGER = 1 << 62
 _MOST_UNZIPPED = 20  # times as large as the file; torch does not compress at all
 
@@ -78,7 +83,8 @@ def load_pytorch(
         tensors = {name: view.array() for name, view in found.items()}
     except Exception as error:
         # Whatever a damaged or hostile pickle makes of the reader, the caller gets one line.
-        raise ValueError(f"{path}: not a complete PyTorch checkpoint ({error})") from error
+        said = one_line(error)[:_MOST_SAID]
+        raise ValueError(f"{path}: not a complete PyTorch checkpoint ({said})") from error
     if not tensors:
         raise ValueError(f"{path}: holds no tensors")
     return tensors
@@ -170,7 +176,8 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 def _ordered(items: Any = ()) -> collections.OrderedDict:
     pairs = [(key, value) for key, value in items]
-    return collections.OrderedDict(pairs) if _are_names(key for key, _ in pairs) else _refuse()
+    _check_names(key for key, _ in pairs)
+    return collections.OrderedDict(pairs)
 
 
 def _rebuilt(function: Any, _: Any, arguments: tuple, *__: Any) -> Any:
@@ -187,18 +194,13 @@ _GLOBALS: dict[tuple[str, str], _Global] = {
 } | {("torch", name): _Global(dtype) for name, dtype in _DTYPES.items()}
 
 
-def _are_names(keys: Iterable[Any]) -> bool:
-    """Whether keys take no time to hash: tuples of tuples of tuples may take for ever."""
+def _check_names(keys: Iterable[Any]) -> None:
+    """Refuses keys that may take time to hash: tuples of tuples of tuples take for ever."""
     plain = (str, int, float, bytes, type(None), type, _Global, _Inert)
-    return all(
-        isinstance(key, plain)
-        or (isinstance(key, tuple) and all(isinstance(part, plain) for part in key))
-        for key in keys
-    )
-
-
-def _refuse() -> Any:
-    raise pickle.UnpicklingError("keys that are no names")
+    for key in keys:
+        parts = key if isinstance(key, tuple) else (key,)
+        if not all(isinstance(part, plain) for part in parts):
+            raise pickle.UnpicklingError("keys that are no names")
 
 
 class _Opcodes(dict):
@@ -219,6 +221,9 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
     Unlike the unpickler in C it allocates nothing for an index or a length that the file only
     states; what it does is limited, and what is built of it cannot change what was there before.
     """
+
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, file: io.BytesIO, storage: Callable[..., _Storage]):
         super().__init__(file, encoding="utf-8")
@@ -243,30 +248,31 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
 
     def _items(self) -> None:
         items = self.pop_mark()
-        _are_names(items[::2]) or _refuse()
+        _check_names(items[::2])
         for key, value in zip(items[::2], items[1::2], strict=True):
             self.stack[-1][key] = value
 
     def _item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        _are_names([key]) or _refuse()
+        _check_names([key])
         self.stack[-1][key] = value
 
     def _dict(self) -> None:
         items = self.pop_mark()
         self.stack.append({})
-        _are_names(items[::2]) or _refuse()
+        _check_names(items[::2])
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def _members(self) -> None:
         members = self.pop_mark()
-        _are_names(members) or _refuse()
+        _check_names(members)
         for member in members:
             self.stack[-1].add(member)
 
     def _frozen(self) -> None:
         members = self.pop_mark()
-        self.stack.append(frozenset(members) if _are_names(members) else _refuse())
+        _check_names(members)
+        self.stack.append(frozenset(members))
 
     def _build(self) -> None:
         state = self.stack.pop()

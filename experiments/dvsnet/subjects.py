@@ -292,16 +292,63 @@ def pair_scores(
     return features, scores, gap
 
 
+def decision_pairs(
+    subject: Subject, frames: jax.Array
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Features and scores that decisions are learned from, and those of the last ten frames."""
+    regions = regions_of(subject)
+    # Farther apart than they are judged: a slow half of a drive is to teach what a fast one shows.
+    videos = (frames[:-10], frames[:-10, :, :, ::-1])  # and mirrored
+    drawn = [pair_scores(subject, video, regions, most=14, both=True)[:2] for video in videos]
+    features, scores = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    return (features, scores), pair_scores(subject, frames[-10:], regions)[:2]
+
+
+def two_number_errors(
+    training: tuple[np.ndarray, np.ndarray], judged: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, dict[str, float]]:
+    """Mean absolute errors, percent, of lines in one number of SPyNet's last level.
+
+    `score = a + b x` by least squares, or `log(100.5 - score) = a + b x` where named so: a score
+    of 100 is finite then. x is the mean over a region of the motion's length, of the difference
+    between the warped key image and the current one, or of that difference's root.
+
+    Args:
+      training: Features and scores, as of `pair_scores`, to find a and b.
+      judged: Others to judge by, by name.
+
+    Returns:
+      For each line its error on each of `judged`.
+    """
+
+    def difference(features: np.ndarray) -> np.ndarray:
+        return np.abs(features[..., -3:]).mean(-1)
+
+    numbers = {
+        "motion": lambda f: np.linalg.norm(f[..., -5:-3], axis=-1),
+        "difference": difference,
+        "root of the difference": lambda f: np.sqrt(difference(f)),
+    }
+    errors: dict[str, dict[str, float]] = {}
+    for name, number in numbers.items():
+        for logarithm in (False, True):
+            x = number(training[0]).mean((1, 2))
+            y = np.log(100.5 - training[1]) if logarithm else training[1]
+            slope, offset = np.polyfit(x, y, 1)
+            found = {}
+            for part, (features, scores) in judged.items():
+                line = offset + slope * number(features).mean((1, 2))
+                expected = 100.5 - np.exp(line) if logarithm else line
+                found[part] = float(np.abs(expected - scores).mean())
+            errors[name + (", logarithm" if logarithm else "")] = found
+    return errors
+
+
 def learned_decisions(
     subject: Subject, frames: jax.Array, *, epochs: int = 60
 ) -> tuple[Callable[..., Any], Any, float]:
     """A decision network for a subject, its parameters and its error on the last ten frames."""
-    regions = regions_of(subject)
-    # Farther apart than they are judged: a slow half of a drive is to teach what a fast one shows.
-    videos = (frames[:-10], frames[:-10, :, :, ::-1])  # and mirrored
-    drawn = [pair_scores(subject, video, regions, most=14, both=True) for video in videos]
-    training = [np.concatenate(part) for part in zip(*drawn, strict=True)]
-    validation = pair_scores(subject, frames[-10:], regions)
+    training, validation = decision_pairs(subject, frames)
     network = DecisionNetwork(
         training[0].shape[3], grid=(6, 8), convolution=32, hidden=(64, 10), rngs=nnx.Rngs(0)
     )
@@ -309,7 +356,7 @@ def learned_decisions(
     digest = hashlib.sha256(training[0].tobytes() + training[1].tobytes()).hexdigest()[:12]
     folder = RUNS / f"{subject.name.replace(', ', '-')}-{epochs}-{digest}"
     state = train_decision(
-        network, (training[0], training[1]), validation[:2], epochs=epochs,
+        network, training, validation, epochs=epochs,
         checkpoints=Checkpoints(folder, keep=1), console=console,
     )  # fmt: skip
     decide, _ = from_nnx(network)

@@ -61,6 +61,12 @@ def main(results: dict[str, Any]) -> str:
             f"{found['pairs']} regions; always the mean: {found['error_of_the_mean_percent']:.2f}%",
             table(["frames apart", "mean absolute error, %"], rows),
         ]
+    for subject, found in results.get("two_numbers", {}).items():
+        parts_judged = list(next(iter(found.values())))
+        rows = [
+            [name, *(f"{row[part]:.2f}" for part in parts_judged)] for name, row in found.items()
+        ]
+        parts += [f"two numbers, {subject}", table(["error, %", *parts_judged], rows)]
     for subject, found in results.get("bounds", {}).items():
         ways = [name for name in next(iter(found.values())) if name != "segmented"]
         rows = [

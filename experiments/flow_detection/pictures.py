@@ -22,6 +22,8 @@ COLORS = {
     "c1": "#56b4e9",
     "c2": "#0072b2",
     "c3": "#d55e00",
+    "c2 of tau": "#0072b2",
+    "c3 of tau": "#d55e00",
     "c3 by residual": "#009e73",
     "c1 without recursion": "#999999",
     "oracle": "#cc79a7",
@@ -41,9 +43,8 @@ def main(folder: pathlib.Path) -> None:
         save_figure(speed_accuracy(found), folder / "figure3.png")
         save_figure(recursion(found), folder / "figure4.png")
         save_figure(periods(found), folder / "figure6.png")
-    if "penalty" in results:
-        found = averaged(results["penalty"]["seeds"])
-        save_figure(penalties(found), folder / "figure5.png")
+    if "share" in results:
+        save_figure(shares(averaged(results["share"]["seeds"])), folder / "figure5.png")
     if "oracle" in results:
         save_figure(schedules(averaged(results["oracle"]["seeds"])), folder / "figure7.png")
     if "adaptive" in results:
@@ -90,7 +91,8 @@ def _against(
         rows = sorted(rows, key=lambda row: row[x])
         across = [(100 if percent else 1) * row[x] for row in rows]
         axis.plot(
-            across, [row["map"] for row in rows], "o-" if len(rows) > 1 else "D",
+            across, [row["map"] for row in rows],
+            "D" if len(rows) == 1 else "s--" if "tau" in name else "o-",
             color=COLORS[name], label=name, markersize=4,
         )  # fmt: skip
         if len(rows) > 1:
@@ -108,7 +110,7 @@ def speed_accuracy(found: Figures) -> Figure:
     """All methods: mAP against speed, and against multiply-accumulates."""
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    families = ("per-frame", "FGFA", "DFF", "c1", "c2", "c3", "c3 by residual")
+    families = ("per-frame", "FGFA", "DFF", "c1", "c2", "c2 of tau", "c3", "c3 of tau")
     chosen = lines(found, families)
     _against(left, chosen, "speedup")
     left.set(xlabel="times as fast as per-frame", xscale="log")
@@ -128,12 +130,12 @@ def recursion(found: Figures) -> Figure:
     return figure
 
 
-def penalties(found: Figures) -> Figure:
-    """Lambda: how much is updated, and what it brings."""
+def shares(found: Figures) -> Figure:
+    """How much is updated, and what it brings."""
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
     axis = figure.subplots()
-    _against(axis, lines(found, ("per-frame", "c2", "c3")), "speedup")
-    axis.set(xlabel="times as fast as per-frame (lambda written beside)")
+    _against(axis, lines(found, ("per-frame", "c2")), "speedup")
+    axis.set(xlabel="times as fast as per-frame (tau written beside)")
     return figure
 
 
@@ -170,7 +172,7 @@ def against_keys(found: Figures) -> Figure:
     """MAP against key frames: fixed and adaptive."""
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    chosen = lines(found, ("c2", "c3", "c3 by residual"))
+    chosen = lines(found, ("c2", "c2 of tau", "c3", "c3 of tau"))
     for axis, x, label in (
         (left, "keys", "key frames, %"),
         (right, "macs", "MACs, % of per-frame"),

@@ -21,6 +21,7 @@ from dynvid.models.driving import named_leaves
 from dynvid.models.flow_detection import (
     FlowDetectionNetworks,
     detection_networks,
+    load_flow_detection_networks,
     small_flow_detector,
 )
 from dynvid.ops.boxes import Detections
@@ -32,7 +33,7 @@ SIZE = (256, 256)
 TEST = 20261129
 """The key of every clip here; pairs of training come from the keys of their seeds, 0 to 2."""
 
-CLIPS, FRAMES = 16, 32
+CLIPS, FRAMES = 12, 32
 PAN = 3.0
 """Pixels per frame of the panning camera."""
 
@@ -89,7 +90,7 @@ def moving_objects(count: int = CLIPS, frames: int = FRAMES) -> Clips:
 
 
 @functools.cache
-def varied(count: int = 8, scene: int = 16) -> Clips:
+def varied(count: int = 6, scene: int = 16) -> Clips:
     """Still lives, fast scenes and ordinary ones by turns, with cuts between them."""
 
     def draw(key: jax.Array) -> ObjectFrame:
@@ -109,7 +110,7 @@ def varied(count: int = 8, scene: int = 16) -> Clips:
 
 
 @functools.cache
-def panning(count: int = 8, frames: int = FRAMES, *, pan: float = PAN) -> Clips:
+def panning(count: int = 6, frames: int = FRAMES, *, pan: float = PAN) -> Clips:
     """A camera that pans over scenes that hardly move: every pixel changes, motion explains it."""
 
     def draw(key: jax.Array) -> ObjectFrame:
@@ -131,15 +132,17 @@ def load_params(path: pathlib.Path | None) -> FlowDetectionParams:
     """The weights of a training.
 
     Args:
-      path: What `experiments.flow_detection.train` wrote; None for random weights, which serve to
-        try the code.
+      path: What `experiments.flow_detection.train` wrote; None for those that come with the
+        package, of seed 0.
     """
-    params = networks().params
-    if path is not None:
+    if path is None:
+        found = load_flow_detection_networks().params
+    else:
+        found = networks().params
         with np.load(path) as arrays:
-            leaves = [jnp.asarray(arrays[name], leaf.dtype) for name, leaf in named_leaves(params)]
-        params = jax.tree.unflatten(jax.tree.structure(params), leaves)
-    features, flow, embedding, detection = params
+            leaves = [jnp.asarray(arrays[name], leaf.dtype) for name, leaf in named_leaves(found)]
+        found = jax.tree.unflatten(jax.tree.structure(found), leaves)
+    features, flow, embedding, detection = found
     return FlowDetectionParams(features, detection, flow, embedding)
 
 

@@ -80,7 +80,7 @@ def motion(seeds: Mapping[str, Any]) -> str:
 
 
 CASES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    **dict.fromkeys(("methods", "oracle", "adaptive", "pan", "penalty"), trained),
+    **dict.fromkeys(("methods", "share", "oracle", "adaptive", "pan", "ambiguity"), trained),
     "motion": motion,
     "agreement": agreement,
 }

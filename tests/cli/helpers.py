@@ -6,6 +6,7 @@ from dynvid.cli import main
 
 SIDE = 96
 FILES = ["annotated.mp4", "report.json", "report.png"]
+DETECTED = ["annotated.mp4", "detections.jsonl", "report.json", "report.png"]
 
 
 def moving_square(count: int, *, side: int = SIDE) -> list[np.ndarray]:

@@ -4,13 +4,25 @@ import pytest
 
 import dynvid.__main__
 from dynvid.cli import main
+from tests.cli.helpers import refused
 
 
-def test_unknown_options_are_refused(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(["run", "--nonsense"])
-    assert exit_.value.code == 2
-    assert "nonsense" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["run", "--nonsense"], "nonsense"),
+        (["run", "--threshold", "much"], "much"),
+        (["encode", "street.mp4"], "--model"),
+        (["walk"], "walk"),
+    ],
+)
+def test_unknown_arguments_are_refused_in_one_line(capsys, arguments, word):
+    refused(capsys, arguments, word)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dynvid {dynvid.__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -18,18 +30,19 @@ def test_unknown_options_are_refused(capsys):
     [
         (
             "run",
-            "--model --task --head --pixels --classes --system --settings --set --threshold "
-            "--truncation --max-frames --compare-dense --out SOURCE",
+            "--model --task --head --pixels --names --conf --iou --classes --size --stride --save "
+            "--no-video --no-inset --quiet --limits --system --settings --set --threshold "
+            "--truncation --target --audit --max-frames --compare-dense --out SOURCE",
         ),
         (
             "tune",
-            "--model --task --head --pixels --target --frames --trials --seed SOURCE",
+            "--model --task --head --pixels --limits --target --frames --trials --seed SOURCE",
         ),
-        ("explain", "--model --task --head --pixels --size"),
+        ("explain", "--model --task --head --pixels --size --limits"),
         (
             "encode",
             "--levels --key-levels --group-of-pictures --block --dead-zone --key-dead-zone --stage "
-            "--calibrate --max-frames",
+            "--calibrate --max-frames --limits",
         ),
     ],
 )

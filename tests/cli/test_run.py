@@ -18,7 +18,7 @@ from dynvid.ops.boxes import Detections
 from dynvid.runner import FrameResult
 from dynvid.video.reader import VideoSource
 from dynvid.video.writer import VideoWriter
-from tests.cli.helpers import FILES, SIDE, refused
+from tests.cli.helpers import DETECTED, SIDE, refused
 
 run = importlib.import_module("dynvid.cli.run")
 
@@ -40,7 +40,7 @@ def no_network(monkeypatch):
 def test_run_writes_video_picture_and_report(folder, tmp_path, capsys):
     out = tmp_path / "deep" / "results"
     assert main(["run", str(folder), "--compare-dense", "--out", str(out)]) == 0
-    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert sorted(path.name for path in out.iterdir()) == DETECTED
     assert sorted(path.name for path in out.parent.iterdir()) == ["results"]
     printed = capsys.readouterr()
     assert printed.err == ""
@@ -63,6 +63,11 @@ def test_run_writes_video_picture_and_report(folder, tmp_path, capsys):
     assert series["mac_fraction"][0] == 1
     assert series["seconds"][0] is None
     assert np.mean(series["mac_fraction"][1:]) == pytest.approx(report["mac_fraction"])
+
+    lines = [json.loads(line) for line in (out / "detections.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(5))
+    for line in lines:
+        assert len(line["boxes"]) == len(line["scores"]) == len(line["classes"])
 
     video = VideoSource(out / "annotated.mp4")
     assert sum(1 for _ in video) == 5
@@ -138,7 +143,7 @@ def test_threshold_is_in_grey_levels(folder, tmp_path):
 def test_default_is_the_synthetic_scene(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["run", "--max-frames", "3"]) == 0
-    assert sorted(path.name for path in (tmp_path / "runs" / "synthetic").iterdir()) == FILES
+    assert sorted(path.name for path in (tmp_path / "runs" / "synthetic").iterdir()) == DETECTED
     report = json.loads((tmp_path / "runs" / "synthetic" / "report.json").read_text())
     assert report["frames"] == 3
     assert 0 < report["mac_fraction"] < 0.5
@@ -163,7 +168,7 @@ def test_one_image_is_a_video_of_one_frame(folder, tmp_path):
     report = json.loads((out / "report.json").read_text())
     assert report["frames"] == 1
     assert report["mac_fraction"] is None
-    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert sorted(path.name for path in out.iterdir()) == DETECTED
 
 
 def test_truncated_video_is_processed_as_far_as_it_decodes(tmp_path, capsys):
@@ -182,6 +187,53 @@ def test_truncated_video_is_processed_as_far_as_it_decodes(tmp_path, capsys):
     report = json.loads((out / "report.json").read_text())
     assert 0 < report["frames"] < 30
     assert "truncated" in report["warnings"][0]
+
+
+@pytest.mark.usefixtures("no_network")
+def test_what_is_written_can_be_chosen(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--no-video", "--quiet", "--stride", "2", "--save", "mot", "csv", "coco"]
+    assert main(["run", str(folder), *options, "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "coco.json", "detections.csv", "detections.jsonl", "mot.txt", "report.json", "report.png",
+    ]  # fmt: skip
+    lines = [json.loads(line) for line in (out / "detections.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == [0, 2, 4]
+    assert json.loads((out / "coco.json").read_text()) == []
+    printed = capsys.readouterr()
+    assert printed.out + printed.err == ""
+
+
+@pytest.mark.usefixtures("no_network")
+def test_several_sources_get_a_folder_each(folder, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    with VideoWriter(videos / "door.mp4", fps=5) as writer:
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+    (videos / "notes.txt").touch()
+    out = tmp_path / "out"
+    options = ["--no-video", "--out", str(out)]
+    assert main(["run", str(folder), str(videos), str(folder), *options]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["door", "street_1", "street_2"]
+    assert json.loads((out / "door" / "report.json").read_text())["frames"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--conf", "1.5"], ["conf must be between 0 and 1; got 1.5"]),
+        (["--classes", "disc,lorry"], ["classes must be of disc", "got 'lorry'"]),
+        (["--save", "xml"], ["--save must be of mot, coco, csv; got 'xml'"]),
+        (["--size", "0x5"], ["--size must be WIDTHxHEIGHT"]),
+        (["--stride", "0"], ["--stride must be at least 1"]),
+        (["--limits", "-1"], ["--limits must be a number above 0"]),
+        (["--task", "segmentation", "--conf", "0.5"], ["--conf is for detectors"]),
+        (["--limits", "1e-6"], ["shipped detector on frames of 96x96", "where the limit is"]),
+    ],
+)
+def test_wishes_that_cannot_be_met(folder, tmp_path, capsys, options, words):
+    refused(capsys, ["run", folder, *options, "--out", tmp_path / "out"], *words)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("no_network")

@@ -48,7 +48,7 @@ def test_a_network_of_maps_labels_pixels(folder, tmp_path, capsys, options):
     model = colours(tmp_path / "maps.onnx", free=bool(options), extra=bool(options))
     names = tmp_path / "names.txt"
     names.write_text("background\nred thing\n")
-    options = [*options, "--pixels", "unit", "--truncation", "0", "--classes", names]
+    options = [*options, "--pixels", "unit", "--truncation", "0", "--names", names]
     report = run(folder, tmp_path, model, *options)
     assert (report["task"], report["head"]) == ("segmentation", None)
     assert report["segmentation_agreement"] > 0.95
@@ -63,8 +63,8 @@ def test_a_network_of_maps_labels_pixels(folder, tmp_path, capsys, options):
 def test_a_network_of_scores_recognises_what_goes_on(folder, tmp_path, capsys):
     model = brightness(tmp_path / "scores.onnx")
     report = run(folder, tmp_path, model, "--pixels", "unit", "--threshold", "0")
-    assert report["task"] == "action-recognition"
-    assert report["action_recognition_agreement"] == 1
+    assert report["task"] == "classification"
+    assert report["classification_agreement"] == 1
     assert "agreement of top classes" in capsys.readouterr().out
 
 
@@ -75,8 +75,8 @@ def test_a_network_of_scores_recognises_what_goes_on(folder, tmp_path, capsys):
     (["--task", "segmentation", "--head", "yolox"], ["--head is for detectors"]),
     (["--pixels", "nonsense"], ["--pixels must be one of", "imagenet"]),
     (["--pixels", "unit", "--head", "yolox"], ["--pixels", "a head knows its own"]),
-    (["--classes", "missing.txt"], ["missing.txt", "No such file"]),
-    (["--classes", "scores.onnx"], ["names of classes in scores.onnx"]),
+    (["--names", "missing.txt"], ["missing.txt", "No such file"]),
+    (["--names", "scores.onnx"], ["names of classes in scores.onnx"]),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(folder, tmp_path, monkeypatch, capsys, options, words):
     monkeypatch.chdir(tmp_path)

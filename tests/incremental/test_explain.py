@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import dynvid
-from tests.contract.zoo import BY_NAME, ZOO, clip
+from tests.contract.zoo import BY_NAME, ZOO, clip, conv
 
 
 def table(name):
@@ -75,3 +75,19 @@ def test_the_table_sums_up():
     assert str(explained) == repr(explained)
     attention = table("attention")
     assert 0 < attention.incremental_macs < attention.macs
+
+
+def test_what_comes_after_a_statistic_of_the_whole_picture_is_marked():
+    """A gate by a mean: what it scales runs on cells, and wherever the mean moves, on all."""
+
+    def fn(p, x):
+        before = conv(x, p)
+        return conv(before * before.mean((1, 2), keepdims=True), p), conv(before, p)
+
+    table = dynvid.explain(fn, jnp.ones((3, 3, 3, 3)), jnp.ones((1, 16, 16, 3)))
+    one = 16 * 16 * 9 * 9
+    assert (table.macs, table.incremental_macs, table.everywhere_macs) == (3 * one, 3 * one, one)
+    assert "33.3% come after a statistic of the whole picture" in " ".join(str(table).split())
+    plain = dynvid.explain(lambda p, x: conv(x, p), jnp.ones((3, 3, 3, 3)), jnp.ones((1, 9, 9, 3)))
+    assert plain.everywhere_macs == 0
+    assert "statistic" not in str(plain)

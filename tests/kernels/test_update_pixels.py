@@ -1,5 +1,6 @@
 """Pixel programs: every implementation against the reference, bit for bit on integers."""
 
+import dataclasses
 import functools
 import threading
 
@@ -8,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynvid.kernels.masked_conv import pixels_run_on, prepare_weights, update_pixels
+from dynvid.kernels.masked_conv import (
+    cpu,
+    cpu_objects,
+    pixels_run_on,
+    prepare_weights,
+    update_pixels,
+)
 from dynvid.kernels.masked_conv.pixels import (
     Formula,
     Instruction,
@@ -181,8 +188,9 @@ def marks(which, generator):
 class Case:
     """A program with integers to run it on."""
 
-    def __init__(self, name, *, strict=False, seed=0):
-        self.program, kernels, vectors = PROGRAMS[name]
+    def __init__(self, name, *, strict=False, seed=0, cell=(1, 1)):
+        chosen, kernels, vectors = PROGRAMS[name]
+        self.program = dataclasses.replace(chosen, cell=cell)
         self.generator = np.random.default_rng(seed)
         self.sources = [self.map(source) for source in self.program.sources]
         self.kernels = [self.integers(*shape) for shape in kernels]
@@ -218,6 +226,17 @@ class Case:
 @pytest.fixture(scope="module", params=PROGRAMS)
 def case(request):
     return Case(request.param)
+
+
+@pytest.mark.parametrize("cell", [(2, 2), (1, 4), (4, 1)])
+def test_cells_are_replaced_as_a_whole(cell):
+    case = Case("3x3", cell=cell)
+    marked = marks("odd", case.generator) | marks("one stream", case.generator)
+    _, (moved,), _ = case.check([marked], tolerance=40.0)
+    _, (single,), _ = Case("3x3").check([marked], tolerance=40.0)
+    assert (single <= moved).all()
+    assert (moved <= marked).all()
+    assert single.sum() < moved.sum() < marked.sum()
 
 
 @pytest.mark.parametrize("which", ["none", "one", "odd", "borders", "one stream", "full"])
@@ -372,3 +391,75 @@ def test_an_implementation_that_does_not_run_here_is_refused():
             tolerances=jnp.zeros((1, STREAMS)),
             implementation="tpu",
         )
+
+
+def test_it_runs_inside_scan_and_vmap():
+    case = Case("3x3")
+    options = {"tolerances": jnp.zeros((1, STREAMS))}
+    marked = jnp.stack([marks(which, case.generator) for which in ("odd", "one", "full")])
+
+    @jax.jit
+    def scanned(previous, marked):
+        def turn(previous, mark):
+            out, moved, _ = update_pixels(
+                case.program, case.sources, case.prepared, case.vectors, previous, [mark], **options
+            )
+            return out, moved[0]
+
+        return jax.lax.scan(turn, previous, marked)
+
+    @jax.jit
+    @jax.vmap
+    def mapped(mark):
+        return update_pixels(
+            case.program,
+            case.sources,
+            case.prepared,
+            case.vectors,
+            case.previous,
+            [mark],
+            **options,
+        )[0][0]
+
+    previous = case.previous
+    for mark, one in zip(marked, mapped(marked), strict=True):
+        np.testing.assert_array_equal(one, case.both([mark])[1][0][0])
+        previous = case.found(
+            case.sources, case.prepared, case.vectors, previous, [mark], strict=None, **options
+        )[0]
+    np.testing.assert_array_equal(scanned(case.previous, marked)[0][0], previous[0])
+
+
+def test_what_does_not_work_is_left_alone_with_one_warning(monkeypatch):
+    monkeypatch.setattr(cpu, "_Library", lambda: None)
+    monkeypatch.setattr(cpu, "_self_test", lambda loaded: "planted")
+    with pytest.warns(RuntimeWarning, match="the CPU kernels do not work here.*planted"):
+        assert cpu._load.__wrapped__() is None
+
+    def fail():
+        raise OSError("planted")
+
+    monkeypatch.setattr(cpu, "_Library", fail)
+    with pytest.warns(RuntimeWarning, match="planted"):
+        assert cpu._load.__wrapped__() is None
+
+
+def test_code_that_this_process_has_not_compiled_is_an_error_and_no_crash():
+    case = Case("3x3")
+    full = [marks("full", case.generator)]
+    case.both(full)
+    loaded = cpu.library()
+    assert loaded is not None
+    there = loaded.formulas.copy()
+    try:
+        loaded.formulas[:] = 0
+        with pytest.raises(jax.errors.JaxRuntimeError, match="was not compiled in this process"):
+            jax.block_until_ready(case.both(full))
+    finally:
+        loaded.formulas[:] = there
+    case.check(full)
+
+
+def test_a_processor_that_nothing_was_written_for_goes_without_a_word(monkeypatch):
+    monkeypatch.setattr(cpu_objects, "host", lambda: None)
+    assert cpu._load.__wrapped__() is None

@@ -159,6 +159,7 @@ def test_what_an_export_is_not_for_is_told(tmp_path):
     with pytest.raises(UsageError, match=r"is for 'pose', which dynvid does not know: --task none"):
         load_model(pose, frame_size=(48, 64))
     assert isinstance(load_model(pose, frame_size=(48, 64), task="none").task, Measuring)
+    assert isinstance(load_model(None, frame_size=(48, 64), task="none").task, Measuring)
     names = METADATA | {"names": "{0: 'person'}"}
     with pytest.raises(UsageError, match="does not fit"):
         load_model(export(tmp_path / "few.onnx", metadata=names), frame_size=(48, 64))

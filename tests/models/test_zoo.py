@@ -47,8 +47,8 @@ class Yolox(Graph):
 
 def maps(path, *, shape=(1, 3, None, None), outputs=1):
     graph = Graph(shape=shape)
-    kernel = np.ones((4, 3, 2, 2), np.float32)
-    graph.save(path, *(graph.node("Conv", "x", kernel, strides=[2, 2]) for _ in range(outputs)))
+    kernels = (np.ones((4 + k, 3, 2, 2), np.float32) for k in range(outputs))
+    graph.save(path, *(graph.node("Conv", "x", kernel, strides=[2, 2]) for kernel in kernels))
 
 
 def test_what_a_file_is_for_is_told_from_its_outputs(tmp_path):

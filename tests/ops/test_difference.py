@@ -13,6 +13,8 @@ from dynvid.ops.difference import (
     changed_pixels,
     frame_difference,
     scene_similarity,
+    trusted_flow,
+    unexplained_difference,
 )
 
 CHANNELS = ["any", "gray", "mean"]
@@ -163,6 +165,32 @@ def test_each_stream_can_have_its_own_threshold(dtype):
     frames = jnp.broadcast_to(jnp.array([0, 4, 8, 12], dtype)[:, None], (3, 1, 4, 1))
     found = changed_pixels(frames, jnp.zeros_like(frames), threshold=jnp.array([4.0, 5.0, 13.0]))
     np.testing.assert_array_equal(jnp.sum(found, axis=(1, 2)), [3, 2, 0])
+
+
+def test_blocks_stand_for_their_pixels():
+    """Averages of integers over powers of two are exact: the same as frames that are averaged."""
+    rng = np.random.default_rng(0)
+    current, key = (rng.integers(0, 256, (1, 8, 12, 3)).astype("f") for _ in range(2))
+    flow = jnp.asarray(rng.integers(-4, 5, (1, 2, 3, 2)) / 4, jnp.float32)
+    small = (x.reshape(1, 4, 2, 6, 2, 3).mean((2, 4)) for x in (current, key))
+    expected = unexplained_difference(*map(jnp.asarray, small), flow, (2, 3))
+    found = unexplained_difference(*map(jnp.asarray, (current, key)), flow, (2, 3), block=2)
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="block must divide the sides"):
+        unexplained_difference(*map(jnp.asarray, (current, key)), flow, (2, 3), block=3)
+
+
+def test_a_motion_is_trusted_only_where_it_explains_more():
+    """A square moved by a pixel on still ground: ground that is said to move stays where it is."""
+    key = np.zeros((1, 8, 16, 1), "f")
+    key[0, 2:6, 2:6] = 100
+    current = np.roll(key, 1, axis=2)
+    flow = jnp.zeros((1, 2, 4, 2)).at[..., 0].set(-0.25)  # positions of four pixels
+    trusted = trusted_flow(jnp.asarray(current), jnp.asarray(key), flow, margin=1)
+    expected = np.zeros((2, 4), bool)
+    expected[:, :2] = True
+    np.testing.assert_array_equal(trusted[0, ..., 0] != 0, expected)
+    assert not trusted_flow(jnp.asarray(key), jnp.asarray(key), flow, margin=0).any()
 
 
 # What a camera's frames are compared by.

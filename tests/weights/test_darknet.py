@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from dynvid.data.mot import parse_mot
+from dynvid.graph import estimate
 from dynvid.metrics.average_precision import average_precision, of_class, pad_boxes
 from dynvid.models.darknet import build_darknet, parse_cfg
 from dynvid.models.zoo import HEADS
 from dynvid.ops.boxes import Detections
+from dynvid.types import Limits
 from dynvid.weights.darknet import load_darknet
 from tests.data import data_path
 
@@ -234,3 +236,28 @@ def test_released_networks_find_the_people_of_pets(released):
     joined = Detections(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
     boxes, present = pad_boxes([truth.get(n, np.zeros((0, 4))) for n in numbers])
     assert average_precision(joined, boxes, present).value > 0.8
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        ("[maxpool]\nsize=2000\nstride=1\npadding=1999", "windows of 2,000 positions a side"),
+        ("[upsample]\nstride=9000", "would make an array of"),
+        ("[convolutional]\nfilters=60000\nsize=1\nactivation=linear", "billion numbers"),
+    ],
+)
+def test_what_a_description_asks_for_is_estimated_first(layer, words, tmp_path):
+    cfg = f"[net]\nwidth=256\nheight=256\nchannels=3\n{layer}\n"
+    (tmp_path / "m.cfg").write_text(cfg)
+    network = build_darknet(parse_cfg(cfg))
+    shapes = jax.eval_shape(lambda: network.init())
+    found = estimate(network, shapes, jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32))
+    with pytest.raises(ValueError, match=words):
+        found.check(Limits())
+
+
+def test_a_description_with_more_weights_than_allowed_draws_none(tmp_path):
+    wide = "[convolutional]\nfilters=65536\nsize=1\nactivation=linear\n" * 2
+    (tmp_path / "m.cfg").write_text(f"[net]\nwidth=8\nheight=8\nchannels=3\n{wide}")
+    with pytest.raises(ValueError, match=r"m.cfg: it has 4,295,294,976 weights, the limit is"):
+        load_darknet(tmp_path / "m.cfg")

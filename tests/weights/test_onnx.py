@@ -234,6 +234,31 @@ EXACT = {
         "Resize", ROI, np.zeros(0, np.float32), np.array([1, 6, 18, 4], I64), mode="linear",
         coordinate_transformation_mode="pytorch_half_pixel",
     ),
+    "mod": lambda: one("Mod", np.float32(3), fmod=1),
+    "cumulative_sum": lambda: one("CumSum", np.array(2, I64)),
+    "cumulative_sum_exclusive": lambda: one("CumSum", np.array(-1, I64), exclusive=1, reverse=1),
+    "top_k": lambda: top_k_graph(axis=1),
+    "top_k_smallest": lambda: top_k_graph(largest=0),
+    "gather_elements": lambda: one(
+        "GatherElements", np.array([[[[0, -1]], [[3, 2]]]], I64), axis=3, shape=(1, 2, 1, 5)
+    ),
+    "gather_nd": lambda: one("GatherND", np.array([[[0, 1, 2], [0, -1, 3]]], I64)),
+    "scatter_nd": lambda: one(
+        "ScatterND", np.array([[0, 1, 2], [0, 5, 3]], I64), integers((2, 8))
+    ),
+    "scatter_nd_add": lambda: one(
+        "ScatterND", np.array([[0, 1]], I64), integers((1, 9, 8)), opset=18, reduction="add"
+    ),
+    "einsum": lambda: one("Einsum", integers((8, 5)), equation="nchw,wv->nhcv"),
+    "quantize": lambda: one("QuantizeLinear", np.float32(2), np.int8(3)),
+    "quantize_by_channel": lambda: one(
+        "QuantizeLinear", np.float32([1, 2, 4, 1, 2, 4]), np.zeros(6, np.uint8), axis=1
+    ),
+    "dequantize": lambda: quantized_graph(),
+    "quantized_convolution": lambda: quantized_convolution_graph(),
+    "grid_sample_nearest": lambda: one(
+        "GridSample", reals((1, 5, 7, 2), 4, -1.2, 1.2), mode="nearest"
+    ),
     "matmul": lambda: one("MatMul", integers((8, 5))),
     "gemm": lambda: gemm_graph(transB=1),
     "gemm_scaled": lambda: gemm_graph(alpha=2.0, beta=3.0),
@@ -244,6 +269,28 @@ def split_graph(sizes, *, opset=13, **attributes):
     graph = Graph(opset=opset)
     given = () if sizes is None else (sizes,)
     return graph, *graph.node("Split", "x", *given, outputs=3, axis=1, **attributes)
+
+
+def top_k_graph(**attributes):
+    graph = Graph()
+    return graph, *graph.node("TopK", "x", np.array([3], I64), outputs=2, **attributes)
+
+
+def quantized_graph():
+    graph = Graph()
+    levels = graph.node("QuantizeLinear", "x", np.float32(1), np.uint8(9))
+    return graph, graph.node("DequantizeLinear", levels, np.float32(0.5), np.uint8(9))
+
+
+def quantized_convolution_graph():
+    graph = Graph()
+    levels = graph.node("QuantizeLinear", "x", np.float32(1), np.uint8(8))
+    kernel = integers((4, 6, 3, 3), 1, -3, 4).astype(np.int8)
+    scale = np.float32([0.5, 1, 2, 4])
+    return graph, graph.node(
+        "QLinearConv", levels, np.float32(1), np.uint8(8), kernel, scale, np.zeros(4, np.int8),
+        np.float32(8), np.uint8(100), np.arange(4, dtype=np.int32), pads=[1, 1, 1, 1],
+    )  # fmt: skip
 
 
 def expand_graph():
@@ -308,6 +355,17 @@ FUNCTIONS = {
     ),
     "local_response_normalization": lambda: one("LRN", size=5, alpha=0.1, beta=0.75, bias=2.0),
     "instance_normalization": lambda: one("InstanceNormalization", reals(6, 1), reals(6, 2)),
+    "layer_normalization": lambda: one("LayerNormalization", reals(8, 1), reals(8, 2)),
+    "layer_normalization_of_channels": lambda: one(
+        "LayerNormalization", reals((6, 9, 8), 1), axis=1
+    ),
+    "group_normalization": lambda: one(
+        "GroupNormalization", reals(6, 1), reals(6, 2), num_groups=3, opset=21
+    ),
+    "grid_sample": lambda: one("GridSample", reals((1, 5, 7, 2), 4, -1.2, 1.2)),
+    "grid_sample_border": lambda: one(
+        "GridSample", reals((1, 5, 7, 2), 4, -1.2, 1.2), padding_mode="border", align_corners=1
+    ),
     "linear_uneven": lambda: one(
         "Resize", ROI, np.array([1, 1, 1.7, 0.6], np.float32), mode="linear"
     ),

@@ -1,7 +1,7 @@
 """The one seam where cells, their worklist and the kept maps become work."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -243,20 +243,22 @@ def _convolution_by(
     implementation: ConvolutionImplementation | None,
 ) -> ConvolutionImplementation:
     """What runs a single convolution."""
+    known = get_args(ConvolutionImplementation)
+    if implementation not in (None, *known):
+        raise ValueError(
+            f"implementation must be one of {sorted(known)} or None; got {implementation!r}"
+        )
     single = all(array.dtype == jnp.float32 for array in (x, kernel, previous))
     depthwise = kernel.shape[2] == 1 and groups == kernel.shape[3]
-    serves: dict[str, bool] = {
-        "cpu": single and (groups == 1 or depthwise) and pixels_run_on() == "cpu",
-        "pallas_tpu": groups == 1 and tuple(strides) == (1, 1),
-        "xla": True,
-    }
+    if implementation == "pallas_tpu":
+        serves = groups == 1 and tuple(strides) == (1, 1)
+    elif implementation == "xla":
+        serves = True
+    else:
+        serves = single and (groups == 1 or depthwise) and pixels_run_on() == "cpu"
     if implementation is None:
-        return "cpu" if serves["cpu"] else "xla"
-    if implementation not in serves:
-        raise ValueError(
-            f"implementation must be one of {sorted(serves)} or None; got {implementation!r}"
-        )
-    if not serves[implementation]:
+        return "cpu" if serves else "xla"
+    if not serves:
         raise ValueError(
             f"implementation {implementation!r} does not serve a convolution of {x.dtype} in "
             f"{groups} groups with strides of {tuple(strides)} here"

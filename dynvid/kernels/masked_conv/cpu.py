@@ -10,13 +10,16 @@ import ctypes
 import functools
 import importlib.metadata
 import pkgutil
+import threading
 import warnings
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import llvmlite.binding as llvm
 import numpy as np
 
+from dynvid.kernels.masked_conv import cpu_code, cpu_objects
 from dynvid.kernels.masked_conv.cpu_layout import describe, padded
 from dynvid.kernels.masked_conv.pixels import (
     Formula,
@@ -30,16 +33,10 @@ from dynvid.kernels.masked_conv.pixels import (
     Steps,
 )
 
-try:  # without numba, or where it does not run, everything goes through XLA
-    import llvmlite.binding as llvm
-
-    from dynvid.kernels.masked_conv import cpu_code, cpu_objects
-except ImportError:  # pragma: no cover
-    llvm = None
-
 TARGET = "dynvid_masked_conv"
 _BLOCK = 32  # columns of weights that lie together, and half of it for the last ones
-_SLOTS = 4096  # formulas in one process, at most
+_SLOTS = 4096  # formulas in one process, twice as many as fit
+_LOADING = threading.Lock()
 
 
 class _Library:
@@ -50,7 +47,8 @@ class _Library:
         if host is None:
             raise NotImplementedError("no vector code for this processor")
         self.host = host
-        engine = cpu_objects.load("masked_conv", _source_of_kernels(), lambda: _kernels(host))
+        source = f"{_source_of_kernels()}\n{host}"
+        engine = cpu_objects.load("masked_conv", source, lambda: _kernels(host))
         self.table = (ctypes.c_int64 * 16).from_address(
             engine.get_global_value_address("dynvid_table")
         )
@@ -76,6 +74,7 @@ class _Library:
             ctypes.addressof(self.message),
         ]
         self.known: set[str] = set()
+        self.lock = threading.Lock()
         handler = ctypes.c_void_p(address("dynvid_handler"))
         jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(handler), platform="cpu")
 
@@ -83,18 +82,22 @@ class _Library:
         """Compiles a formula, once; returns its key."""
         name = cpu_code.formula_name(formula)
         key = _key(formula)
+        with self.lock:
+            self._compile(name, key, formula)
+        return key
+
+    def _compile(self, name: str, key: int, formula: Formula) -> None:
         if name not in self.known:
             module = str(cpu_code.formula_module(self.host, formula))
             engine = cpu_objects.load(name, module, lambda: llvm.parse_assembly(module))
             if len(self.known) > _SLOTS // 2:
-                raise NotImplementedError("too many formulas in one process")
+                raise RuntimeError(f"one process can hold {_SLOTS // 2} formulas; it has them all")
             slot = key & (_SLOTS - 1)
             while self.formulas[slot, 0] != 0:
                 slot = (slot + 1) & (_SLOTS - 1)
             self.formulas[slot, 1] = engine.get_function_address(name)
             self.formulas[slot, 0] = key
             self.known.add(name)
-        return key
 
 
 def _key(formula: Formula) -> int:
@@ -104,7 +107,7 @@ def _key(formula: Formula) -> int:
 def _source_of_kernels() -> str:
     parts = [importlib.metadata.version("numba"), _STUB]
     for module in ("cpu_code", "cpu_layout", "cpu_driver"):
-        source = pkgutil.get_data(__package__, f"{module}.py")
+        source = pkgutil.get_data(__package__ or "", f"{module}.py")
         assert source is not None
         parts.append(source.decode())
     return "\n".join(parts)
@@ -153,15 +156,18 @@ def _kernels(host):
     return module
 
 
-@functools.cache
 def library() -> _Library | None:
     """What this process has loaded; None where the CPU's own code cannot be used.
 
-    Nothing is said where there is no numba or nothing was written for the processor. What should
-    run and does not, or gives another result than expected, is left alone after one warning.
+    Nothing is said of a processor that nothing was written for. What should run and does not, or
+    gives another result than expected, is left alone after one warning.
     """
-    if llvm is None:
-        return None
+    with _LOADING:
+        return _load()
+
+
+@functools.cache
+def _load() -> _Library | None:
     try:
         loaded = _Library()
     except NotImplementedError:

@@ -9,6 +9,9 @@ Memory is read by address, as the C struct of XLA's foreign functions lays it ou
 attribute of the operation, as `cpu_layout.describe` makes it.
 """
 
+# Numba gives its intrinsics other arguments than they are written with.
+# pyright: reportCallIssue=false, reportArgumentType=false
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -23,6 +26,8 @@ JOB_WORDS = 16
 
 _CHUNK_BYTES = 1 << 17  # the values of a chunk stay in a second-level cache
 _MOST_PIXELS = 96
+_SIGN = -(1 << 31)
+_POSITION = (1 << 31) - 1
 _WORTH_SHARING = 1 << 20  # multiply-accumulates: some twenty microseconds
 
 _WORD, _HALF, _BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(8)
@@ -174,80 +179,83 @@ _options = {
 
 
 @njit(**_options)
-def _find(part, argument, values, size, stream, row, column, pixel):
-    """The address of the first channel that a part reads at a position."""
-    if _word(part + 8 * at.SOURCE) < 0:
-        value = values + size * _word(part + 8 * at.COMPUTED_AT)
-        value += pixel * _word(part + 8 * at.COMPUTED_STRIDE)
-        return value + 4 * _word(part + 8 * at.CHANNEL)
-    y = row * _word(part + 8 * at.STRIDE_ROWS) + _word(part + 8 * at.OFFSET_ROWS)
-    x = column * _word(part + 8 * at.STRIDE_COLUMNS) + _word(part + 8 * at.OFFSET_COLUMNS)
-    repeat = _word(part + 8 * at.REPEAT_ROWS)
-    if repeat > 1:
-        y = y // repeat
-    repeat = _word(part + 8 * at.REPEAT_COLUMNS)
-    if repeat > 1:
-        x = x // repeat
-    y += _word(part + 8 * at.TOP)
-    x += _word(part + 8 * at.LEFT)
-    place = (stream * _word(part + 8 * at.STORED_ROWS) + y) * _word(
-        part + 8 * at.STORED_COLUMNS
-    ) + x
-    return argument + 4 * (place * _word(part + 8 * at.DEEP) + _word(part + 8 * at.CHANNEL))
+def _along(position, stride, offset, repeat):
+    """Where a window begins along an axis."""
+    first = position * stride + offset
+    return first // repeat if repeat > 1 else first
 
 
 @njit(**_options)
-def _point(step, part, first, job, rows, pointers, values, stream, positions, count, nothing):
-    """Fills in where the rows of a part's taps lie: `pointers[tile][run][row]`."""
+def _find(part, job, values, stream, positions, count, addresses):
+    """Lists where the first channel that a part reads lies, of each position."""
+    channel = 4 * _word(part + 8 * at.CHANNEL)
     source = _word(part + 8 * at.SOURCE)
-    argument = 0
-    size = _word(job + 8 * JOB_SIZE)
-    if source >= 0:
-        argument = _word(_word(job + 8 * JOB_ARGUMENTS) + 8 * source)
+    if source < 0:
+        stride = _word(part + 8 * at.COMPUTED_STRIDE)
+        value = values + _word(job + 8 * JOB_SIZE) * _word(part + 8 * at.COMPUTED_AT) + channel
+        for i in range(count):
+            _put_word(addresses + 8 * i, value + i * stride)
+        return
+    # Read once: what is written below might be anything, as far as a compiler knows.
+    base = _word(_word(job + 8 * JOB_ARGUMENTS) + 8 * source) + channel
+    deep = 4 * _word(part + 8 * at.DEEP)
+    line = deep * _word(part + 8 * at.STORED_COLUMNS)
+    base += line * (stream * _word(part + 8 * at.STORED_ROWS) + _word(part + 8 * at.TOP))
+    base += deep * _word(part + 8 * at.LEFT)
+    stride_y = _word(part + 8 * at.STRIDE_ROWS)
+    offset_y = _word(part + 8 * at.OFFSET_ROWS)
+    repeat_y = _word(part + 8 * at.REPEAT_ROWS)
+    stride_x = _word(part + 8 * at.STRIDE_COLUMNS)
+    offset_x = _word(part + 8 * at.OFFSET_COLUMNS)
+    repeat_x = _word(part + 8 * at.REPEAT_COLUMNS)
+    for i in range(count):
+        y = _along(_word(positions + 24 * i), stride_y, offset_y, repeat_y)
+        x = _along(_word(positions + 24 * i + 8), stride_x, offset_x, repeat_x)
+        _put_word(addresses + 8 * i, base + line * y + deep * x)
+
+
+@njit(**_options)
+def _point(step, part, table, rows, firsts, positions, count, nothing):
+    """Fills in where the rows of a part's taps lie: `pointers[tile][run][row]`."""
     runs = _word(step + 8 * at.RUNS)
     high = _word(step + 8 * at.WINDOW_ROWS)
     wide = _word(step + 8 * at.WINDOW_COLUMNS)
     if _word(part + 8 * at.MERGED):
         wide = 1
+    apart_y = _word(step + 8 * at.DILATION_ROWS)
+    apart_x = _word(step + 8 * at.DILATION_COLUMNS)
     deep = 4 * _word(part + 8 * at.DEEP)
-    down = deep * _word(part + 8 * at.STORED_COLUMNS) * _word(step + 8 * at.DILATION_ROWS)
-    right = deep * _word(step + 8 * at.DILATION_COLUMNS)
+    down = deep * _word(part + 8 * at.STORED_COLUMNS) * apart_y
+    right = deep * apart_x
     bordered = _word(part + 8 * at.BORDERED)
+    map_rows = _word(part + 8 * at.MAP_ROWS)
+    map_columns = _word(part + 8 * at.MAP_COLUMNS)
+    stride_y = _word(part + 8 * at.STRIDE_ROWS)
+    offset_y = _word(part + 8 * at.OFFSET_ROWS)
+    stride_x = _word(part + 8 * at.STRIDE_COLUMNS)
+    offset_x = _word(part + 8 * at.OFFSET_COLUMNS)
     lane = 0
-    table = pointers + 8 * first * rows
     padded = (count + rows - 1) // rows * rows
     for i in range(padded):
-        pixel = min(i, count - 1)
-        row = _word(positions + 16 * pixel)
-        column = _word(positions + 16 * pixel + 8)
-        address = _find(part, argument, values, size, stream, row, column, pixel)
+        pixel = min(i, count - 1)  # the last one again, to fill the tile
+        address = _word(firsts + 8 * pixel)
         slot = table + 8 * lane
         if bordered:
-            y = row * _word(part + 8 * at.STRIDE_ROWS) + _word(part + 8 * at.OFFSET_ROWS)
-            left = column * _word(part + 8 * at.STRIDE_COLUMNS) + _word(
-                part + 8 * at.OFFSET_COLUMNS
-            )
-            for _ in range(high):
-                x = left
-                place = address
-                for _ in range(wide):
-                    inside = 0 <= y < _word(part + 8 * at.MAP_ROWS) and 0 <= x < _word(
-                        part + 8 * at.MAP_COLUMNS
-                    )
+            y = _word(positions + 24 * pixel) * stride_y + offset_y
+            left = _word(positions + 24 * pixel + 8) * stride_x + offset_x
+            for a in range(high):
+                for b in range(wide):
+                    x = left + b * apart_x
+                    inside = 0 <= y < map_rows and 0 <= x < map_columns
+                    place = address + a * down + b * right
                     _put_word(slot, place if inside else nothing)
                     slot += 8 * rows
-                    place += right
-                    x += _word(step + 8 * at.DILATION_COLUMNS)
-                address += down
-                y += _word(step + 8 * at.DILATION_ROWS)
+                y += apart_y
         else:
-            for _ in range(high):
-                place = address
-                for _ in range(wide):
-                    _put_word(slot, place)
+            for a in range(high):
+                for b in range(wide):
+                    _put_word(slot, address + a * down + b * right)
                     slot += 8 * rows
-                    place += right
-                address += down
         lane += 1
         if lane == rows:
             lane = 0
@@ -256,7 +264,9 @@ def _point(step, part, first, job, rows, pointers, values, stream, positions, co
 
 
 @njit(**_options)
-def _product(step, job, table, pointers, lengths, values, stream, positions, count, nothing):
+def _product(
+    step, job, table, pointers, lengths, firsts, values, stream, positions, count, nothing
+):
     """A convolution, or the maximum over a window."""
     rows = _word(table + 8 * at.TABLE_ROWS)
     description = _word(job + 8 * JOB_DESCRIPTION)
@@ -265,9 +275,9 @@ def _product(step, job, table, pointers, lengths, values, stream, positions, cou
     )
     run = 0
     for _ in range(_word(step + 8 * at.NUMBER)):
-        more = _point(
-            step, part, run, job, rows, pointers, values, stream, positions, count, nothing
-        )
+        _find(part, job, values, stream, positions, count, firsts)
+        first = pointers + 8 * run * rows
+        more = _point(step, part, first, rows, firsts, positions, count, nothing)
         length = _word(part + 8 * at.CHANNELS)
         if _word(part + 8 * at.MERGED):
             length *= _word(step + 8 * at.WINDOW_COLUMNS)
@@ -340,12 +350,7 @@ def _formula(step, function, job, leaves, addresses, values, stream, positions, 
         elif kind == at.LEAF_MAP:
             address = addresses + 8 * n * size
             part = description + 8 * (_word(description + 8 * at.AT_PARTS) + at.PART * index)
-            argument = _word(_word(job + 8 * JOB_ARGUMENTS) + 8 * _word(part + 8 * at.SOURCE))
-            for i in range(count):
-                row = _word(positions + 16 * i)
-                column = _word(positions + 16 * i + 8)
-                place = _find(part, argument, values, size, stream, row, column, i)
-                _put_word(address + 8 * i, place)
+            _find(part, job, values, stream, positions, count, address)
         _put_word(leaves + 16 * n, address)
         _put_word(leaves + 16 * n + 8, stride)
         leaf += 8 * at.LEAF
@@ -386,34 +391,47 @@ def _keep(number, record, job, table, values, stream, positions, count):
             strict = _word(arguments + 8 * strict) + stream * plane
     differs = _word(table + 8 * at.TABLE_DIFFERS)
     value = values + _word(job + 8 * JOB_SIZE) * _word(record + 8 * at.OUT_AT)
-    for i in range(count):
-        row = _word(positions + 16 * i)
-        column = _word(positions + 16 * i + 8)
-        y = stream * _word(record + 8 * at.OUT_ROWS) + row + _word(record + 8 * at.OUT_TOP)
-        x = column + _word(record + 8 * at.OUT_LEFT)
-        place = base + 4 * channels * (y * _word(record + 8 * at.OUT_COLUMNS) + x)
-        write = True
-        if compared:
+    stride = _word(record + 8 * at.OUT_STRIDE)
+    deep = 4 * channels
+    line = deep * _word(record + 8 * at.OUT_COLUMNS)
+    base += line * (stream * _word(record + 8 * at.OUT_ROWS) + _word(record + 8 * at.OUT_TOP))
+    base += deep * _word(record + 8 * at.OUT_LEFT)
+    i = 0
+    while i < count:
+        end = i + 1
+        while end < count and _word(positions + 24 * end + 16) == 0:
+            end += 1  # a cell is replaced as a whole
+        write = compared == 0
+        n = i
+        while n < end and not write:
+            row = _word(positions + 24 * n)
+            column = _word(positions + 24 * n + 8)
             position = row * columns + column
-            least = tolerance
-            if strict >= 0 and _byte(strict + position):
-                least = np.float32(0)
-            write = (
-                _byte(marks + position) != 0
-                and _call_differs(differs, value, place, channels, least) != 0
-            )
-            if write:
-                _put_byte(moved + position, 1)
+            if _byte(marks + position):
+                least = tolerance
+                if strict >= 0 and _byte(strict + position):
+                    least = np.float32(0)
+                place = base + line * row + deep * column
+                new = value + stride * n
+                write = _call_differs(differs, new, place, channels, least) != 0
+            n += 1
         if write:
-            _copy(place, value, 4 * channels)
-        value += _word(record + 8 * at.OUT_STRIDE)
+            for n in range(i, end):
+                row = _word(positions + 24 * n)
+                column = _word(positions + 24 * n + 8)
+                position = row * columns + column
+                if compared == 0 or _byte(marks + position):
+                    _copy(base + line * row + deep * column, value + stride * n, deep)
+                    if compared:
+                        _put_byte(moved + position, 1)
+        i = end
 
 
 @njit(**_options)
 def _scratch_bytes(description, size):
     """The memory that a thread needs for chunks of `size` positions."""
     return (
-        16 * size
+        32 * size
         + 8 * size * _word(description + 8 * at.MOST_RUNS)
         + 8 * _word(description + 8 * at.MOST_RUNS)
         + (16 + 8 * size) * _word(description + 8 * at.MOST_LEAVES)
@@ -436,9 +454,10 @@ def _chunk(job, number, scratch):
     most_runs = _word(description + 8 * at.MOST_RUNS)
     most_leaves = _word(description + 8 * at.MOST_LEAVES)
     positions = scratch
-    pointers = positions + 16 * size
+    pointers = positions + 24 * size
     lengths = pointers + 8 * size * most_runs
-    leaves = lengths + 8 * most_runs
+    firsts = lengths + 8 * most_runs
+    leaves = firsts + 8 * size
     addresses = leaves + 16 * most_leaves
     nothing = addresses + 8 * size * most_leaves
     values = (nothing + 4 * _word(description + 8 * at.MOST_CHANNELS) + 63) // 64 * 64
@@ -447,10 +466,12 @@ def _chunk(job, number, scratch):
     columns = _word(description + 8 * at.COLUMNS)
     listed = _word(job + 8 * JOB_LIST) + 4 * start
     for i in range(count):
-        position = np.int64(_half(listed + 4 * i))
+        entry = np.int64(_half(listed + 4 * i))
+        position = entry & _POSITION
         row = position // columns
-        _put_word(positions + 16 * i, row)
-        _put_word(positions + 16 * i + 8, position - row * columns)
+        _put_word(positions + 24 * i, row)
+        _put_word(positions + 24 * i + 8, position - row * columns)
+        _put_word(positions + 24 * i + 16, entry < 0)
     step = description + 8 * _word(description + 8 * at.AT_STEPS)
     for n in range(_word(description + 8 * at.STEPS)):
         # Values lie behind one another, each of as many rows as a chunk may have.
@@ -458,7 +479,19 @@ def _chunk(job, number, scratch):
             function = _word(_word(job + 8 * JOB_FORMULAS) + 8 * n)
             _formula(step, function, job, leaves, addresses, values, stream, positions, count)
         else:
-            _product(step, job, table, pointers, lengths, values, stream, positions, count, nothing)
+            _product(
+                step,
+                job,
+                table,
+                pointers,
+                lengths,
+                firsts,
+                values,
+                stream,
+                positions,
+                count,
+                nothing,
+            )
         step += 8 * at.STEP
     record = description + 8 * _word(description + 8 * at.AT_OUTPUTS)
     for n in range(_word(description + 8 * at.OUTPUTS)):
@@ -491,32 +524,44 @@ def work(job):
 
 @njit(**_options)
 def _list(description, arguments, listed, counts):
-    """Lists the marked positions by stream; returns how many there are."""
-    plane = _word(description + 8 * at.ROWS) * _word(description + 8 * at.COLUMNS)
+    """Lists the marked positions by stream, cell after cell; returns how many there are.
+
+    The first position of a cell carries a sign.
+    """
+    rows = _word(description + 8 * at.ROWS)
+    columns = _word(description + 8 * at.COLUMNS)
+    high = _word(description + 8 * at.CELL_ROWS)
+    wide = _word(description + 8 * at.CELL_COLUMNS)
     outputs = _word(description + 8 * at.OUTPUTS)
     first = arguments + 8 * _word(description + 8 * at.MARKS)
     total = 0
     for stream in range(_word(description + 8 * at.STREAMS)):
         before = total
-        offset = stream * plane
-        position = 0
-        while position + 8 <= plane:
-            eight = np.int64(0)
-            for n in range(outputs):
-                eight |= _word(_word(first + 8 * n) + offset + position)
-            if eight != 0:
-                for i in range(8):
-                    _put_half(listed + 4 * total, np.int32(position + i))
-                    total += (eight >> (8 * i)) & 1
-            position += 8
-        while position < plane:
-            mark = np.uint8(0)
-            for n in range(outputs):
-                mark |= _byte(_word(first + 8 * n) + offset + position)
-            if mark != 0:
-                _put_half(listed + 4 * total, np.int32(position))
-                total += 1
-            position += 1
+        offset = stream * rows * columns
+        for top in range(0, rows, high):
+            bottom = min(top + high, rows)
+            for start in range(0, columns, 8):
+                end = min(start + 8, columns)
+                if end - start == 8:  # mostly nothing: eight at once
+                    eight = np.int64(0)
+                    for n in range(outputs):
+                        place = _word(first + 8 * n) + offset + start
+                        for row in range(top, bottom):
+                            eight |= _word(place + row * columns)
+                    if eight == 0:
+                        continue
+                for left in range(start, end, wide):
+                    sign = _SIGN
+                    for row in range(top, bottom):
+                        for column in range(left, min(left + wide, end)):
+                            position = row * columns + column
+                            mark = np.uint8(0)
+                            for n in range(outputs):
+                                mark |= _byte(_word(first + 8 * n) + offset + position)
+                            if mark != 0:
+                                _put_half(listed + 4 * total, np.int32(position | sign))
+                                sign = 0
+                                total += 1
         _put_half(counts + 4 * stream, np.int32(total - before))
     return total
 
@@ -588,7 +633,7 @@ def handle(frame, table):
     argument_count = _word(description + 8 * at.ARGUMENTS)
     result_count = 2 * outputs + 1
     rows = _word(table + 8 * at.TABLE_ROWS)
-    most_chunks = streams * (plane // rows + 1)
+    most_chunks = streams * (plane // 2 + 2)  # a cell that is not cut leaves some places free
     job = _allocate(
         8 * (JOB_WORDS + argument_count + result_count + steps + 3 * most_chunks + 8)
         + 4 * streams * plane
@@ -636,6 +681,8 @@ def handle(frame, table):
         end = start + np.int64(_half(counts + 4 * stream))
         while start < end:
             count = min(size, end - start)
+            while start + count < end and _half(listed + 4 * (start + count)) >= 0:
+                count -= 1  # a cell is not cut in two
             _put_word(chunk_list + 24 * chunks, start)
             _put_word(chunk_list + 24 * chunks + 8, count)
             _put_word(chunk_list + 24 * chunks + 16, stream)

@@ -23,6 +23,7 @@ HEAD = 20
 STREAMS, ROWS, COLUMNS, STEPS, OUTPUTS, VALUE_BYTES = range(6)
 MOST_RUNS, MOST_LEAVES, MOST_CHANNELS, ARGUMENTS, MARKS, TOLERANCES = range(6, 12)
 STRICT, MACS, AT_STEPS, AT_PARTS, AT_LEAVES, AT_OUTPUTS = range(12, 18)
+CELL_ROWS, CELL_COLUMNS = range(18, 20)
 STEP = 16
 DENSE, DEPTHWISE, MAXIMUM, FORMULA = range(4)
 KIND, VALUE_AT, VALUE_STRIDE, FEATURES, FIRST, NUMBER = range(6)
@@ -207,6 +208,8 @@ def describe(
         AT_PARTS=ends[1],
         AT_LEAVES=ends[2],
         AT_OUTPUTS=ends[3],
+        CELL_ROWS=program.cell[0],
+        CELL_COLUMNS=program.cell[1],
     )
     rows = [row for records in (head, steps, parts, leaves, outputs) for row in records.rows]
     return np.concatenate(rows)

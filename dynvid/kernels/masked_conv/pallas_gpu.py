@@ -136,6 +136,7 @@ def convolve_strips(
             plgpu.copy_smem_to_gmem(result, kept.at[place])
             plgpu.wait_smem_to_gmem(0)
 
-    run(listed.stream, listed.column, listed.count[None], x, kernel, *vectors, kept)
+    scalars = (listed.stream, listed.column, listed.count[None])
+    run(*scalars, x, kernel, *vectors, kept)  # pyright: ignore[reportCallIssue]
     moved = jnp.repeat(active[:, 0], STRIP, axis=1).reshape(marked.shape)
     return jax.freeze(kept).reshape(previous.shape), moved

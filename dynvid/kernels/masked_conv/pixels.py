@@ -173,6 +173,12 @@ class PixelProgram:
       steps: What it computes, in order.
       outputs: What it keeps, with where each lies in memory.
       places: The stored map of each output.
+      cell: Rows and columns of the cells, cut from the first position on, that are compared as a
+        whole: where one marked position of a cell moved, all its marked positions are replaced.
+        At most 4 positions, sides a power of two.
+
+    Raises:
+      ValueError: Another size of cells.
     """
 
     grid: tuple[int, int]
@@ -180,6 +186,13 @@ class PixelProgram:
     steps: tuple[Product | Formula, ...]
     outputs: tuple[Output, ...]
     places: tuple[Source, ...]
+    cell: tuple[int, int] = (1, 1)
+
+    def __post_init__(self):
+        if any(side not in (1, 2, 4) for side in self.cell) or math.prod(self.cell) > 4:
+            raise ValueError(
+                f"cell must be sides of 1, 2 or 4, at most 4 together; got {self.cell}"
+            )
 
     @property
     def macs(self) -> int:

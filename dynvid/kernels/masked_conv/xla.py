@@ -16,7 +16,7 @@ from dynvid.kernels.masked_conv.pixels import (
     PixelProgram,
     Product,
 )
-from dynvid.ops import cells
+from dynvid.ops import cells, masks
 from dynvid.ops.masks import Worklist
 from dynvid.ops.refresh import moved_beyond, refreshed
 
@@ -160,6 +160,8 @@ def update_pixels(
             least = jnp.where(strict, 0, least)
         least = jnp.broadcast_to(least, active.shape)
         change = marked[i] & moved_beyond(new, old, least, axes=(3,))
+        whole = masks.to_cells(change, program.cell)
+        change = marked[i] & masks.from_cells(whole, program.cell, program.grid)
         moved.append(change if output.compared else marked[i])
         written = refreshed(change if output.compared else active, new, old)
         maps.append(lax.dynamic_update_slice(previous[i], written, (0, top, left, 0)))

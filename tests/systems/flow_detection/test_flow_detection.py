@@ -427,6 +427,21 @@ def test_the_limits_of_partial_update(reach):
     same(found["map"], carried)
 
 
+def test_a_margin_is_updated_with_what_is_poor_but_makes_no_key_frame():
+    frames, quality = clip(2), GOOD.copy()
+    quality[0, 2] = -1
+    params = networks(quality=quality)
+    video = system(
+        key="feature_consistency", threshold=0.1, spatial=True, consistency="quality", margin=1
+    )
+    _, (_, state) = run(video, params, frames)
+    expected = np.zeros(GRID, bool)
+    expected[:2, 1:4] = True
+    np.testing.assert_array_equal(state.work.details["update_mask"][0], expected)
+    assert not state.work.details["key"][0]
+    np.testing.assert_allclose(state.work.details["score"], 1 / 24, rtol=np.finfo("f").eps)
+
+
 def test_what_is_small_is_updated_on_coarse_grids_too():
     """One fine position under U: the nearest neighbour of a grid four times coarser misses it."""
 
