@@ -198,7 +198,7 @@ class SyntheticObjects(SyntheticSource):
     """The default for flow-guided detection: objects that move, blur and hide, and a scene cut."""
 
     name = "synthetic_objects"
-    size = (256, 256)
+    size: tuple[int, int] = (256, 256)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         scenes = [object_scene(jax.random.key(seed), size=self.size) for seed in (4, 5)]

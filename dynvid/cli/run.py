@@ -271,7 +271,8 @@ def run(
         root = pathlib.Path("runs") if out is None else out
         folders = _folders(root, sources)
         for one, folder in zip(sources, folders, strict=True):
-            if code := run((one,), **options_of | {"out": folder}):
+            given: dict[str, Any] = {**options_of, "out": folder}
+            if code := run((one,), **given):
                 return code
         return 0
     source = sources[0] if sources else None

@@ -297,7 +297,7 @@ def _by_pixels(
     )
     program = PixelProgram(
         grid=(height, width),
-        sources=(Source((*shape, channels), (low[0], low[1]), (stored[0], stored[1])),),
+        sources=(Source((shape[0], shape[1], channels), (low[0], low[1]), (stored[0], stored[1])),),
         steps=(product,),
         outputs=(Output(0, compared=True),),
         places=(Source((height, width, features), (0, 0), (height, width)),),

@@ -322,4 +322,4 @@ def _call(
     results = call(*given, *previous, *marked, tolerances, *extra, program=description)
     found = iter(results[len(previous) : -1])
     marks = [next(found) if c else mark for c, mark in zip(compared, marked, strict=True)]
-    return results[: len(previous)], marks, results[-1]
+    return list(results[: len(previous)]), marks, results[-1]

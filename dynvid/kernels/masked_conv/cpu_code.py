@@ -4,6 +4,9 @@ Everything here works on rows: one position's channels, contiguous float32. A ve
 the processor's registers; what is left over at the end of a row is read and written under a mask.
 """
 
+# llvmlite's builder is annotated in part: what it returns counts as None.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence

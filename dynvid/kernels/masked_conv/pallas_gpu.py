@@ -3,6 +3,9 @@
 Written for Mosaic GPU. It lowers for sm_90; no GPU has run it yet.
 """
 
+# Pallas re-exports these without saying so.
+# pyright: reportAbstractUsage=false, reportPrivateImportUsage=false
+
 from collections.abc import Callable, Sequence
 
 import jax

@@ -30,7 +30,7 @@ def tiled(mask: jax.Array, tile: int) -> jax.Array:
     return split.reshape(-1, tile, tile).astype(jnp.int32)
 
 
-def untiled(tiles: jax.Array, shape: tuple[int, int, int], tile: int) -> jax.Array:
+def untiled(tiles: jax.Array, shape: tuple[int, ...], tile: int) -> jax.Array:
     """The mask that `tiled` made tiles of."""
     streams, height, width = shape
     rows, columns = -(-height // tile), -(-width // tile)
