@@ -51,6 +51,8 @@ def main(folder: pathlib.Path) -> None:
         save_figure(
             against_keys(averaged(results["adaptive"]["seeds"])), folder / "adaptive_keys.png"
         )
+    if "agreement" in results:
+        save_figure(agreement(results["agreement"]["seeds"]["0"]), folder / "agreement.png")
     if "pan" in results:
         save_figure(pan(averaged(results["pan"]["seeds"])), folder / "panning.png")
 
@@ -190,6 +192,32 @@ def pan(found: Figures) -> Figure:
     families = ("per-frame", "c3", "c3 by residual", "dynvid.incremental", "refreshing")
     _against(axis, lines(found, families), "speedup")
     axis.set(xlabel="times as fast as per-frame")
+    return figure
+
+
+def agreement(videos: Mapping[str, Figures]) -> Figure:
+    """F1 against speed on real frames."""
+    kinds = (
+        "per-frame",
+        "DFF",
+        "adaptive keys",
+        "partial update, SPyNet",
+        "partial update, shipped",
+    )
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
+    for axis, (video, found) in zip(figure.subplots(1, len(videos)), videos.items(), strict=True):
+        for kind, color in zip(
+            kinds, ("k", "#e69f00", "#0072b2", "#d55e00", "#009e73"), strict=True
+        ):
+            rows = [row for name, row in found.items() if name.startswith(kind)]
+            axis.plot(
+                [row["speedup"] for row in rows], [row["f1"] for row in rows], "o-", color=color,
+                label=kind, markersize=4,
+            )  # fmt: skip
+        axis.axvline(1, color="#bbbbbb", linewidth=0.8)
+        axis.set(title=video, xlabel="times as fast as per-frame", ylabel="F1", ylim=(0.3, 1.03))
+        axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
     return figure
 
 
