@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, NullFormatter
 
 from dynvid.models.flow_detection import CLASS_NAMES
 from experiments.bench.figures import save_figure
@@ -120,6 +121,9 @@ def speed_accuracy(found: Figures) -> Figure:
     right.set(xlabel="multiply-accumulates, of per-frame", xscale="log")
     for axis in (left, right):
         axis.axhline(found["per-frame"]["map"], color="#bbbbbb", linewidth=0.8)
+        axis.xaxis.set_major_locator(FixedLocator([0.2, 0.5, 1, 2, 4]))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
