@@ -99,5 +99,5 @@ def test_flows_that_do_not_fit():
     state, _ = follow.init(KERNELS, frames[0])
     with pytest.raises(ValueError, match=r"flow must be \(1, h, w, 2\); got \(1, 3, 4\)"):
         follow.step(KERNELS, state, state, frames[1], np.zeros((1, 24, 32), bool), flow[..., 0])
-    with pytest.raises(ValueError, match="reach must be one of geometry, mask; got 'far'"):
+    with pytest.raises(ValueError, match="reach must be one of geometry, mask, cover; got 'far'"):
         along_motion(network, reach="far")  # type: ignore[arg-type]
