@@ -79,7 +79,34 @@ class ConvNorm(nnx.Module):
         return nnx.relu(x) if self.relu else x
 
 
-class Bottleneck(nnx.Module):
+class _Residual(nnx.Module):
+    """Convolutions and a shortcut around them, projected where the shape changes."""
+
+    def __init__(
+        self,
+        convs: Sequence[ConvNorm],
+        depth: int,
+        features: int,
+        stride: int,
+        **common: Any,
+    ):
+        self.convs = nnx.List(convs)
+        project = stride != 1 or depth != features
+        self.shortcut = nnx.List(
+            [ConvNorm(depth, features, 1, stride=stride, relu=False, **common)] if project else []
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `(S, H, W, depth)` to `(S, ceil(H / stride), ceil(W / stride), features)`."""
+        y = x
+        for layer in self.shortcut:
+            y = layer(y)
+        for layer in self.convs:
+            x = layer(x)
+        return nnx.relu(x + y)
+
+
+class Bottleneck(_Residual):
     """1x1, 3x3 and 1x1 convolutions with batch normalisation, and a shortcut (He et al., Fig. 5).
 
     Args:
@@ -110,29 +137,15 @@ class Bottleneck(nnx.Module):
     ):
         first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
         common: dict[str, Any] = {"epsilon": epsilon, "rngs": rngs}
-        self.convs = nnx.List(
-            [
-                ConvNorm(depth, width, 1, stride=first, **common),
-                ConvNorm(width, width, 3, stride=second, dilation=dilation, **common),
-                ConvNorm(width, 4 * width, 1, relu=False, **common),
-            ]
-        )
-        project = stride != 1 or depth != 4 * width
-        self.shortcut = nnx.List(
-            [ConvNorm(depth, 4 * width, 1, stride=stride, relu=False, **common)] if project else []
-        )
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `(S, H, W, C)` to `(S, ceil(H / stride), ceil(W / stride), 4 * width)`."""
-        y = x
-        for layer in self.shortcut:
-            y = layer(y)
-        for layer in self.convs:
-            x = layer(x)
-        return nnx.relu(x + y)
+        convs = [
+            ConvNorm(depth, width, 1, stride=first, **common),
+            ConvNorm(width, width, 3, stride=second, dilation=dilation, **common),
+            ConvNorm(width, 4 * width, 1, relu=False, **common),
+        ]
+        super().__init__(convs, depth, 4 * width, stride, **common)
 
 
-class BasicBlock(nnx.Module):
+class BasicBlock(_Residual):
     """Two 3x3 convolutions with batch normalisation, and a shortcut (He et al., Fig. 5, left).
 
     Args:
@@ -160,25 +173,11 @@ class BasicBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         common: dict[str, Any] = {"epsilon": epsilon, "rngs": rngs}
-        self.convs = nnx.List(
-            [
-                ConvNorm(depth, width, 3, stride=stride, dilation=dilation, **common),
-                ConvNorm(width, width, 3, dilation=dilation, relu=False, **common),
-            ]
-        )
-        project = stride != 1 or depth != width
-        self.shortcut = nnx.List(
-            [ConvNorm(depth, width, 1, stride=stride, relu=False, **common)] if project else []
-        )
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `(S, H, W, depth)` to `(S, ceil(H / stride), ceil(W / stride), width)`."""
-        y = x
-        for layer in self.shortcut:
-            y = layer(y)
-        for layer in self.convs:
-            x = layer(x)
-        return nnx.relu(x + y)
+        convs = [
+            ConvNorm(depth, width, 3, stride=stride, dilation=dilation, **common),
+            ConvNorm(width, width, 3, dilation=dilation, relu=False, **common),
+        ]
+        super().__init__(convs, depth, width, stride, **common)
 
 
 def start_as_shortcuts(module: nnx.Module) -> None:
@@ -197,7 +196,7 @@ def start_as_shortcuts(module: nnx.Module) -> None:
     [[[[1.0, 1.0, 1.0, 1.0]]]]
     """
     for _, part in nnx.iter_graph(module):
-        if isinstance(part, Bottleneck | BasicBlock):
+        if isinstance(part, _Residual):
             scale: Any = part.convs[-1].norm.scale
             scale[...] = 0 * scale[...]
 

@@ -212,7 +212,7 @@ def _self_test(loaded: _Library) -> str | None:
     for a, b in np.ndindex(3, 3):
         expected += 2 * padded[:, a : a + side, b : b + side] @ kernel[a, b]
     expected = np.pad(np.where(marked[..., None], expected, -1), halo, constant_values=-1)
-    (found,), (moved,), count = jax.jit(functools.partial(_call, loaded, program))(
+    (found,), (moved,), count = jax.jit(functools.partial(update_pixels, program, loaded=loaded))(
         [jnp.asarray(padded)],
         [prepare(product, jnp.asarray(kernel))],
         [],
@@ -271,35 +271,11 @@ def update_pixels(
     *,
     tolerances: jax.Array,
     strict: jax.Array | None,
+    loaded: _Library | None = None,
 ) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
-    """One call of XLA's; see `api.update_pixels`."""
-    loaded = library()
+    """One call of XLA's; see `api.update_pixels`. By what this process has loaded where None."""
+    loaded = loaded or library()
     assert loaded is not None
-    return _call(
-        loaded,
-        program,
-        sources,
-        weights,
-        vectors,
-        previous,
-        marked,
-        tolerances=tolerances,
-        strict=strict,
-    )
-
-
-def _call(
-    loaded: _Library,
-    program: PixelProgram,
-    sources: Sequence[jax.Array],
-    weights: Sequence[jax.Array],
-    vectors: Sequence[jax.Array],
-    previous: Sequence[jax.Array],
-    marked: Sequence[jax.Array],
-    *,
-    tolerances: jax.Array,
-    strict: jax.Array | None,
-) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
     streams = len(previous[0])
     description = describe(
         program,
